@@ -1,0 +1,1 @@
+"""The nightly pipeline on Spark, one file per step."""

@@ -1,0 +1,1 @@
+"""`neardup`, the operator's command."""
