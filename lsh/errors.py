@@ -1,0 +1,20 @@
+"""Errors of `lsh`.
+
+LshError
+├── ParameterError     parameters or arrays that no kernel can work with
+└── FormatError        bytes that are not what they claim to be: truncated, damaged, or of an unknown version
+"""
+
+from __future__ import annotations
+
+
+class LshError(Exception):
+    """Base of every error that `lsh` raises on purpose."""
+
+
+class ParameterError(LshError, ValueError):
+    """A parameter out of its range, or arrays whose shape or content a kernel cannot work with."""
+
+
+class FormatError(LshError, ValueError):
+    """Bytes that are truncated, damaged, or written by another format or version."""

@@ -1,0 +1,75 @@
+"""Embeddings to 64-bit sketches, whose Hamming distance tells hopeless pairs apart before any vector is read.
+
+Bit `b` is the sign of coordinate `b` of a seeded rotation, so two embeddings at angle `theta` differ in about
+`64 * theta / pi` bits. Made beside the terms, carried once per doc through the blocked shuffle, read by `candidates`.
+
+Source: sign random projections, Charikar, STOC 2002, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.bits import count_ones
+from lsh.errors import ParameterError
+from lsh.rotations import LANES, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
+
+BITS_PER_SKETCH = 64
+_SKETCHES_STREAM = 2
+
+
+def sketches(embeddings: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.uint64]:
+    """`(n, dim)` float32 -> `(n,)` uint64; a row's sketch depends on that row alone, bit for bit.
+
+    Raises ParameterError for an array that is not two-dimensional or holds NaN or infinity.
+    """
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
+        raise ParameterError(f"embeddings of shape {embeddings.shape} cannot be sketched; pass an (n, dim) array")
+    rows = checked_embeddings(embeddings, dim=embeddings.shape[1])
+    dim = rotated_dim(max(rows.shape[1], BITS_PER_SKETCH))
+    signs = rotation_signs(num_rotations=1, dim=dim, seed=seed, stream=_SKETCHES_STREAM)
+    result = np.empty(rows.shape[0], dtype=np.uint64)
+    _sketch_rows(rows, signs[0], result)
+    return result
+
+
+def hamming_distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Number of differing bits, element by element, of two `(n,)` uint64 arrays."""
+    if left.shape != right.shape or left.ndim != 1:
+        raise ParameterError(f"sketches of shapes {left.shape} and {right.shape} cannot be compared; pass equal (n,)")
+    return _hamming_distances(left.astype(np.uint64, copy=False), right.astype(np.uint64, copy=False))  # type: ignore[no-any-return]
+
+
+def expected_distance(cosine: float) -> float:
+    """The mean Hamming distance of the sketches of two embeddings: `64 * acos(cosine) / pi`.
+
+    >>> round(expected_distance(0.8), 1)
+    13.1
+    """
+    return BITS_PER_SKETCH * math.acos(cosine) / math.pi
+
+
+@njit(cache=True, nogil=True)
+def _sketch_rows(rows: NDArray[np.float32], signs: NDArray[np.float32], result: NDArray[np.uint64]) -> None:
+    size = signs.shape[1] * LANES
+    lanes, rotated = np.empty(size, np.float32), np.empty(size, np.float32)
+    for first_row in range(0, rows.shape[0], LANES):
+        num_rows = load_lanes(rows, first_row, lanes)
+        rotate_lanes(lanes, signs, rotated)
+        for lane in range(num_rows):
+            sketch = np.uint64(0)
+            for bit in range(BITS_PER_SKETCH):
+                sketch |= np.uint64(rotated[bit * LANES + lane] < 0) << np.uint64(bit)
+            result[first_row + lane] = sketch
+
+
+@njit(cache=True, nogil=True)
+def _hamming_distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
+    distances = np.empty(left.size, np.int64)
+    for i in range(left.size):
+        distances[i] = np.int64(count_ones(left[i] ^ right[i]))
+    return distances

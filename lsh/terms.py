@@ -1,0 +1,183 @@
+"""Embeddings to terms: one bucket key per table for each image.
+
+Two families. `cross_polytope`: a term joins, for `num_polytopes` random rotations, the vertex of the cross-polytope
+(the signed axis) nearest to the rotated embedding. `hyperplane`: a term joins the signs of `num_planes` coordinates of
+a random rotation. Embeddings close in angle share a term with high probability in either; at equal length of the term,
+cross-polytopes keep more near pairs together.
+
+Sources: cross-polytopes, Andoni et al., arXiv 1509.02897, section 3; hyperplanes, Charikar, STOC 2002, section 3,
+orthogonalised within a rotation as in Ji et al., "Super-Bit Locality-Sensitive Hashing", NIPS 2012.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.errors import ParameterError
+from lsh.rotations import LANES, MAX_DIM, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
+
+Family = Literal["cross_polytope", "hyperplane"]
+
+MAX_TABLES = 1024
+MAX_POLYTOPES = 8
+MAX_PLANES = 48
+MAX_SEED = (1 << 63) - 1
+_TERMS_STREAM = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermParams:
+    """What decides the terms of an embedding; equal params give equal terms on every machine.
+
+    `num_polytopes` and `polytope_dim` belong to the family `cross_polytope`, `num_planes` to `hyperplane`.
+    """
+
+    family: Family = "cross_polytope"
+    num_tables: int = 32
+    dim: int = 256
+    num_polytopes: int = 2
+    polytope_dim: int = 256
+    num_planes: int = 18
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise ParameterError(f"family={self.family!r} is unknown; choose one of {', '.join(get_args(Family))}")
+        _check_range("num_tables", self.num_tables, 1, MAX_TABLES)
+        _check_range("dim", self.dim, 1, MAX_DIM)
+        _check_range("num_polytopes", self.num_polytopes, 1, MAX_POLYTOPES)
+        _check_range("polytope_dim", self.polytope_dim, 2, MAX_DIM)
+        _check_range("num_planes", self.num_planes, 1, MAX_PLANES)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        if self.polytope_dim != rotated_dim(self.polytope_dim):
+            raise ParameterError(f"polytope_dim={self.polytope_dim} is not a power of two; try 64, 128, 256 or 512")
+        num_bits = self.bits_per_term + (self.num_tables - 1).bit_length()
+        if num_bits > 64:
+            raise ParameterError(
+                f"num_tables={self.num_tables} with {self.bits_per_term} bits per term needs {num_bits} bits, "
+                f"more than 64; lower num_polytopes, polytope_dim, num_planes or num_tables"
+            )
+
+    @property
+    def bits_per_term(self) -> int:
+        """Bits of a bucket; the number of the table stands above them."""
+        if self.family == "hyperplane":
+            return self.num_planes
+        return self.num_polytopes * self.polytope_dim.bit_length()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name, as JSON types; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TermParams:
+        """The params that `to_json` wrote; raises ParameterError for missing, unknown or wrong fields."""
+        names = {field.name for field in fields(cls)}
+        if set(value) != names:
+            raise ParameterError(
+                f"term parameters have fields {sorted(value)}, expected {sorted(names)}; "
+                f"they were written by another version"
+            )
+        return cls(**value)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ParameterError(f"{name}={value!r} is not an integer; pass one in {low}..{high}")
+    if not low <= value <= high:
+        raise ParameterError(f"{name}={value} is out of range {low}..{high}")
+
+
+class TermHasher:
+    """Computes the terms of one set of params; holds their rotations, so make one and keep it."""
+
+    def __init__(self, params: TermParams) -> None:
+        self.params = params
+        if params.family == "hyperplane":
+            self._slice_dim, slices_per_table = params.num_planes, 1
+        else:
+            self._slice_dim, slices_per_table = params.polytope_dim, params.num_polytopes
+        rotation_dim = rotated_dim(max(params.dim, self._slice_dim))
+        num_rotations = -(-params.num_tables * slices_per_table // (rotation_dim // self._slice_dim))
+        self._signs = rotation_signs(
+            num_rotations=num_rotations, dim=rotation_dim, seed=params.seed, stream=_TERMS_STREAM
+        )
+
+    def terms(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint64]:
+        """`(n, dim)` float32 -> `(n, num_tables)` uint64, each `table << bits_per_term | bucket`.
+
+        A row's terms depend on that row alone, bit for bit. Raises ParameterError for another shape, NaN or infinity.
+        """
+        rows = checked_embeddings(embeddings, dim=self.params.dim)
+        terms = np.empty((rows.shape[0], self.params.num_tables), dtype=np.uint64)
+        if self.params.family == "hyperplane":
+            _hyperplane_terms(rows, self._signs, self._slice_dim, terms)
+        else:
+            _cross_polytope_terms(rows, self._signs, self._slice_dim, self.params.num_polytopes, terms)
+        return terms
+
+
+@njit(cache=True, nogil=True)
+def _cross_polytope_terms(
+    rows: NDArray[np.float32],
+    signs: NDArray[np.float32],
+    polytope_dim: int,
+    num_polytopes: int,
+    terms: NDArray[np.uint64],
+) -> None:
+    """Fills `terms`; polytope `p` of all lies in slice `p % slices` of rotation `p // slices`."""
+    dim = signs.shape[2]
+    slices = dim // polytope_dim
+    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    largest, vertices = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+    for first_row in range(0, rows.shape[0], LANES):
+        num_rows = load_lanes(rows, first_row, lanes)
+        for polytope in range(terms.shape[1] * num_polytopes):
+            table, position = polytope // num_polytopes, polytope % num_polytopes
+            if polytope % slices == 0:
+                rotate_lanes(lanes, signs[polytope // slices], rotated)
+            first = (polytope % slices) * polytope_dim
+            _nearest_vertices(rotated[first * LANES : (first + polytope_dim) * LANES], largest, vertices)
+            for lane in range(num_rows):
+                term = np.uint64(table) if position == 0 else terms[first_row + lane, table]
+                terms[first_row + lane, table] = term * np.uint64(2 * polytope_dim) + np.uint64(vertices[lane])
+
+
+@njit(cache=True, nogil=True)
+def _nearest_vertices(rotated: NDArray[np.float32], largest: NDArray[np.float32], vertices: NDArray[np.int32]) -> None:
+    """Per lane `2 * axis + is_negative` of the coordinate of largest magnitude, the first one on a tie."""
+    largest[:] = -1.0
+    for axis in range(rotated.size // LANES):
+        values = rotated[axis * LANES : (axis + 1) * LANES]
+        for lane in range(LANES):
+            magnitude = abs(values[lane])
+            vertex = np.int32(2 * axis) + np.int32(values[lane] < 0)
+            vertices[lane] = vertex if magnitude > largest[lane] else vertices[lane]
+            largest[lane] = max(magnitude, largest[lane])
+
+
+@njit(cache=True, nogil=True)
+def _hyperplane_terms(
+    rows: NDArray[np.float32], signs: NDArray[np.float32], num_planes: int, terms: NDArray[np.uint64]
+) -> None:
+    """Fills `terms`; bit `b` of a bucket is set where coordinate `b` of the table's slice is negative."""
+    dim = signs.shape[2]
+    slices = dim // num_planes
+    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    for first_row in range(0, rows.shape[0], LANES):
+        num_rows = load_lanes(rows, first_row, lanes)
+        for table in range(terms.shape[1]):
+            if table % slices == 0:
+                rotate_lanes(lanes, signs[table // slices], rotated)
+            first = (table % slices) * num_planes
+            for lane in range(num_rows):
+                bucket = np.uint64(0)
+                for plane in range(num_planes):
+                    is_negative = rotated[(first + plane) * LANES + lane] < 0
+                    bucket |= np.uint64(is_negative) << np.uint64(plane)
+                terms[first_row + lane, table] = np.uint64(table) << np.uint64(num_planes) | bucket
