@@ -1,15 +1,43 @@
 """Errors of `embed`.
 
 EmbedError
+├── ImageRejected      bytes that are not an image this system accepts, with a `RejectReason`
 ├── EmbedderError      an embedder directory or weights file that cannot be used
 └── TrainingError      photos or settings that cannot be trained on
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+
+class RejectReason(StrEnum):
+    """Why an image was rejected; the values are stable and stored in the `rejects` table."""
+
+    EMPTY = "empty"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    UNKNOWN_FORMAT = "unknown_format"
+    UNSUPPORTED = "unsupported"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    UNREADABLE = "unreadable"
+
 
 class EmbedError(Exception):
     """Base of every error that `embed` raises on purpose."""
+
+
+class ImageRejected(EmbedError):  # noqa: N818 - the glossary's word
+    """Bytes that are not an image this system accepts; `reason` is for counting, `detail` for people."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.value}: {self.detail}"
 
 
 class EmbedderError(EmbedError):

@@ -22,7 +22,7 @@ def load_photos(folder: Path, *, size: int) -> NDArray[np.uint8]:
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return to_square(decode_image(path.read_bytes()).pixels, size)
+            return to_square(decode_image(path.read_bytes()), size)
         except ImageRejected:
             return None
 

@@ -53,9 +53,7 @@ class CopyDetector(keras.Model):
     def call(self, photos: Tensor, training: bool = False) -> Tensor:
         """`(n, source, source, 3)` uint8 -> `(2n, dim)`: first every mild view, then every strong one."""
         photos = ops.cast(photos, "float32")
-        views = [
-            random_view(photos, strength, size=self.settings.size, seed=self.seed) for strength in (MILD, STRONG)
-        ]
+        views = [random_view(photos, strength, size=self.settings.size, seed=self.seed) for strength in (MILD, STRONG)]
         return self.network(ops.concatenate(views, axis=0), training=training)
 
     def compute_loss(
