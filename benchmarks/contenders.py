@@ -1,0 +1,119 @@
+"""The descriptors that are compared: our embedder and two perceptual hashes, behind one small interface.
+
+Every descriptor becomes `(n, d)` float32 rows whose dot product is the similarity. A 256-bit hash becomes +-1/16, so
+its dot product is exactly `1 - hamming / 128`.
+
+Peers: PDQ, ThreatExchange (https://github.com/facebook/ThreatExchange/tree/main/pdq) through `pdqhash`;
+pHash through `imagehash`, 16 x 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+class Contender(Protocol):
+    """A descriptor under test."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """An encoded file to `(h, w, 3)` uint8 RGB, as far as this descriptor needs it."""
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """The work of one image; runs in a pool of threads."""
+
+    def rows(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
+        """`(n, ...)` prepared images to `(n, d)` float32 rows; their dot product is the similarity."""
+
+
+class SupportsEmbed(Protocol):
+    """What a contender needs of an embedder: `(n, size, size, 3)` uint8 -> `(n, dim)` float32 unit rows."""
+
+    def embed(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """One row for each image, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderContender:
+    """A network of ours."""
+
+    name: str
+    embedder: SupportsEmbed
+    size: int
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """RGB pixels; a JPEG may be decoded at a reduced scale."""
+        from embed.decoding import decode_image
+
+        return decode_image(content, min_side=self.size)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The network's square."""
+        from embed.preprocessing import to_square
+
+        return to_square(pixels, self.size)
+
+    def rows(self, prepared: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One embedding for each square."""
+        return self.embedder.embed(prepared)
+
+
+@dataclass(frozen=True, slots=True)
+class HashContender:
+    """A 256-bit perceptual hash; `bits_of` gives the 256 bits of one `(h, w, 3)` uint8 image."""
+
+    name: str
+    bits_of: Callable[[NDArray[np.uint8]], NDArray[Any]]
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """RGB pixels at full size."""
+        from embed.decoding import decode_image
+
+        return decode_image(content)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The hash as `(256,)` float32 of +-1/16."""
+        bits = self.bits_of(pixels).astype(bool).ravel()
+        return np.where(bits, np.float32(1 / 16), np.float32(-1 / 16))
+
+    def rows(self, prepared: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Nothing is left to do."""
+        return prepared
+
+
+def _pdq_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    import pdqhash
+
+    bits, _quality = pdqhash.compute(np.ascontiguousarray(pixels))
+    return np.asarray(bits)
+
+
+def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    import imagehash
+
+    return np.asarray(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash)
+
+
+def load_contenders(names: Sequence[str], *, embedder: str) -> list[Contender]:
+    """The contenders by name, ours first; `embedder` is a name or directory that `load_embedder` takes."""
+    contenders: list[Contender] = []
+    for name in names:
+        if name == "pdq":
+            contenders.append(HashContender("PDQ", _pdq_bits))
+        elif name == "phash":
+            contenders.append(HashContender("pHash 256", _phash_bits))
+        else:
+            from embed.embedder import load_embedder
+
+            ours = load_embedder(embedder)
+            contenders.append(EmbedderContender(ours.spec.architecture, ours, ours.spec.size))
+    return contenders
