@@ -58,7 +58,7 @@ def pair_cosines(
 def _checked_rows(name: str, rows: NDArray[np.int64], num_codes: int) -> NDArray[np.int64]:
     if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= num_codes):
         raise ParameterError(
-            f"{name} holds rows {int(rows.min())}..{int(rows.max())}, out of range 0..{num_codes - 1} of the codes given"
+            f"{name} holds {int(rows.min())}..{int(rows.max())}, out of range 0..{num_codes - 1} of the codes given"
         )
     return np.ascontiguousarray(rows, dtype=np.int64)
 

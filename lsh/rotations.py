@@ -70,7 +70,7 @@ def first_non_finite_row(rows: NDArray[np.float32]) -> int:
 @njit(cache=True, nogil=True)
 def load_lanes(rows: NDArray[np.float32], first_row: int, lanes: NDArray[np.float32]) -> int:
     """Up to 16 rows, transposed into `lanes[coordinate * 16 + lane]` and padded with zeros; returns how many."""
-    num_rows = min(LANES, rows.shape[0] - first_row)
+    num_rows = min(LANES, len(rows) - first_row)
     lanes[:] = 0.0
     for lane in range(num_rows):
         for k in range(rows.shape[1]):

@@ -1,0 +1,240 @@
+"""The rows of the blocked variable-byte shuffle: postings to the reduce partitions, candidate pairs back.
+
+Spark never sees one row per term. A map task turns the terms of its images into one binary block per reduce partition;
+a reduce task merges its blocks, and after walking the buckets packs the pairs it found into pair blocks. The bytes are
+described in `FORMAT.md`.
+
+Source of the idea: Gusev and Xu, arXiv 2209.08433, section 4 (inverted index of LSH terms in variable bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.bits import mix64
+from lsh.errors import FormatError, ParameterError
+from lsh.framing import FrameBytes, FrameFormat
+from lsh.sorting import order_by_two_keys, sort_by_two_keys, starts_of_runs
+from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted
+
+MAX_PARTITIONS = 1 << 16
+MAX_SHARED_TERMS = (1 << 32) - 1
+
+TERM_BLOCK = FrameFormat(
+    name="term block",
+    magic=b"NDTB",
+    version=1,
+    counts=("num_docs", "num_postings", "docs_bytes", "terms_bytes", "rows_bytes"),
+)
+PAIR_BLOCK = FrameFormat(
+    name="pair block",
+    magic=b"NDPB",
+    version=1,
+    counts=("num_pairs", "lefts_bytes", "rights_bytes", "shared_terms_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TermPostings:
+    """Postings `(terms[i], docs[doc_rows[i]])`, distinct and ascending by term, then doc.
+
+    `terms` `(m,)` uint64 and `doc_rows` `(m,)` int64 run over postings; `docs` `(n,)` uint64 ascending and `sketches`
+    `(n,)` uint64 over the distinct docs.
+    """
+
+    terms: NDArray[np.uint64]
+    doc_rows: NDArray[np.int64]
+    docs: NDArray[np.uint64]
+    sketches: NDArray[np.uint64]
+
+    def __post_init__(self) -> None:
+        if self.terms.shape != self.doc_rows.shape or self.terms.ndim != 1:
+            raise ParameterError(f"terms {self.terms.shape} and doc_rows {self.doc_rows.shape} must be equal (m,)")
+        if self.docs.shape != self.sketches.shape or self.docs.ndim != 1:
+            raise ParameterError(f"docs {self.docs.shape} and sketches {self.sketches.shape} must be equal (n,)")
+        if np.any(self.docs[1:] <= self.docs[:-1]):
+            raise ParameterError("docs of postings must be distinct and ascending; sort them first")
+        if self.doc_rows.size and not _are_postings_sorted(self.terms, self.doc_rows, self.docs.size):
+            raise ParameterError(
+                f"postings must be distinct, ascending by (term, doc_row), with doc_rows in 0..{self.docs.size - 1}"
+            )
+
+
+def partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.uint16]:
+    """The reduce partition of each term: a 64-bit mix of the term, modulo `num_partitions` (1..65,536)."""
+    if not 1 <= num_partitions <= MAX_PARTITIONS:
+        raise ParameterError(f"num_partitions={num_partitions} is out of range 1..{MAX_PARTITIONS}")
+    return _partition_of(np.ascontiguousarray(terms), num_partitions)  # type: ignore[no-any-return]
+
+
+def encode_term_blocks(
+    terms: NDArray[np.uint64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], *, num_partitions: int
+) -> list[bytes]:
+    """One term block for each reduce partition, from `terms` `(n, num_tables)`, `docs` `(n,)` ascending, `sketches`.
+
+    A partition's block holds the postings of its terms, and each doc they name once with its sketch.
+    """
+    if terms.ndim != 2 or docs.shape != terms.shape[:1] or sketches.shape != terms.shape[:1]:
+        raise ParameterError(
+            f"terms {terms.shape}, docs {docs.shape} and sketches {sketches.shape} must be (n, num_tables), (n,), (n,)"
+        )
+    if np.any(docs[1:] <= docs[:-1]):
+        raise ParameterError("docs of a batch must be distinct and ascending; sort the batch by doc first")
+    rows = np.repeat(np.arange(docs.size, dtype=np.uint64), terms.shape[1])
+    all_terms, all_rows = sort_by_two_keys(terms.ravel(), rows)
+    is_new = starts_of_runs(all_terms, all_rows)
+    all_terms, all_rows = all_terms[is_new], all_rows[is_new]
+    partitions = partition_of(all_terms, num_partitions)
+    order = np.argsort(partitions, kind="stable")
+    ends = np.cumsum(np.bincount(partitions, minlength=num_partitions))
+    parts = np.split(order, ends[:-1])
+    return [_encode_term_block(all_terms[part], all_rows[part], docs, sketches) for part in parts]
+
+
+def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
+    """All postings of `blocks`, merged: distinct, sorted, with each doc once.
+
+    Raises FormatError for damaged blocks, and for two blocks that give one doc different sketches.
+    """
+    decoded = [_decode_term_block(block) for block in blocks]
+    if not decoded:
+        no_words = np.empty(0, dtype=np.uint64)
+        return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words)
+    block_docs = np.concatenate([part.docs for part in decoded])
+    block_sketches = np.concatenate([part.sketches for part in decoded])
+    docs, first_rows, merged_rows = np.unique(block_docs, return_index=True, return_inverse=True)
+    sketches = block_sketches[first_rows]
+    if np.any(sketches[merged_rows] != block_sketches):
+        doc = block_docs[np.argmax(sketches[merged_rows] != block_sketches)]
+        raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
+    offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
+    rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
+    terms, doc_rows = sort_by_two_keys(
+        np.concatenate([part.terms for part in decoded]), merged_rows[rows].astype(np.uint64)
+    )
+    is_new = starts_of_runs(terms, doc_rows)
+    return TermPostings(terms[is_new], doc_rows[is_new].astype(np.int64), docs, sketches)
+
+
+def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> bytes:
+    """Pairs `(m, 2)` uint64, left below right, rows distinct and ascending, with the `(m,)` terms each pair shares."""
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or shared_terms.shape != pairs.shape[:1]:
+        raise ParameterError(f"pairs {pairs.shape} and shared_terms {shared_terms.shape} must be (m, 2) and (m,)")
+    lefts, rights = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+    if not _are_pairs_sorted(lefts, rights):
+        raise ParameterError("pairs must have left < right and be distinct and ascending; sort them first")
+    if np.any(shared_terms == 0):
+        raise ParameterError(f"shared_terms holds a zero, allowed is 1..{MAX_SHARED_TERMS}; drop those pairs")
+    previous = np.where(starts_of_runs(lefts), lefts, np.roll(rights, 1))
+    sections = [encode_sorted(lefts), encode(rights - previous), encode(shared_terms.astype(np.uint64))]
+    return PAIR_BLOCK.pack([lefts.size, *(section.size for section in sections)], sections)
+
+
+def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """The distinct pairs of `blocks`, `(m, 2)` uint64 ascending, and the sum of their shared terms, `(m,)` uint32.
+
+    Raises FormatError for damaged blocks.
+    """
+    decoded = [_decode_pair_block(block) for block in blocks]
+    if not decoded:
+        return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
+    lefts, rights, shared_terms = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+    order = order_by_two_keys(lefts, rights)
+    lefts, rights = lefts[order], rights[order]
+    first = np.flatnonzero(starts_of_runs(lefts, rights))
+    if first.size == 0:
+        return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
+    totals = np.add.reduceat(shared_terms[order], first)
+    if int(totals.max()) > MAX_SHARED_TERMS:
+        raise FormatError(f"a pair shares {int(totals.max())} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
+    return np.stack([lefts[first], rights[first]], axis=1), totals.astype(np.uint32)
+
+
+def _encode_term_block(
+    terms: NDArray[np.uint64], rows: NDArray[np.uint64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64]
+) -> bytes:
+    """The block of one partition; `rows` index into `docs`, but the block numbers only the docs it names."""
+    is_named = np.zeros(docs.size, dtype=np.bool_)
+    is_named[rows] = True
+    block_rows = (np.cumsum(is_named) - 1)[rows].astype(np.uint64)
+    sections = [encode_sorted(docs[is_named]), encode_sorted(terms), encode(block_rows)]
+    counts = [int(is_named.sum()), terms.size, *(section.size for section in sections)]
+    return TERM_BLOCK.pack(counts, [*sections, sketches[is_named].astype("<u8")])
+
+
+def _decode_term_block(block: FrameBytes) -> TermPostings:
+    counts, body = TERM_BLOCK.unpack(block)
+    num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes = counts
+    docs_data, terms_data, rows_data, sketches_data = TERM_BLOCK.split(
+        body, [docs_bytes, terms_bytes, rows_bytes, 8 * num_docs]
+    )
+    docs = decode_sorted(docs_data, num_docs)
+    terms = decode_sorted(terms_data, num_postings)
+    rows = decode(rows_data, num_postings)
+    if num_postings and int(rows.max()) >= num_docs:
+        raise FormatError(f"a posting names doc row {int(rows.max())}, the term block has {num_docs} docs")
+    try:
+        sketches = np.frombuffer(sketches_data, dtype="<u8").astype(np.uint64)
+        return TermPostings(terms, rows.astype(np.int64), docs, sketches)
+    except ParameterError as error:
+        raise FormatError(f"a term block is damaged: {error}") from error
+
+
+def _decode_pair_block(block: FrameBytes) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    counts, body = PAIR_BLOCK.unpack(block)
+    num_pairs, *sizes_bytes = counts
+    lefts_data, rights_data, shared_terms_data = PAIR_BLOCK.split(body, sizes_bytes)
+    lefts = decode_sorted(lefts_data, num_pairs)
+    rights = decode(rights_data, num_pairs)
+    shared_terms = decode(shared_terms_data, num_pairs)
+    position = int(_accumulate_rights(lefts, rights))
+    if position >= 0:
+        raise FormatError(f"pair {position} of a pair block is out of order or over 64 bits; the block is damaged")
+    if num_pairs and not 1 <= int(shared_terms.min()) <= int(shared_terms.max()) <= MAX_SHARED_TERMS:
+        raise FormatError(f"a pair block holds shared_terms out of range 1..{MAX_SHARED_TERMS}; the block is damaged")
+    return lefts, rights, shared_terms
+
+
+@njit(cache=True, nogil=True)
+def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.uint16]:
+    partitions = np.empty(terms.size, np.uint16)
+    for i in range(terms.size):
+        partitions[i] = np.uint16(mix64(terms[i]) % np.uint64(num_partitions))
+    return partitions
+
+
+@njit(cache=True, nogil=True)
+def _are_postings_sorted(terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], num_docs: int) -> bool:
+    for i in range(terms.size):
+        if not 0 <= doc_rows[i] < num_docs:
+            return False
+        if i and not (terms[i - 1] < terms[i] or (terms[i - 1] == terms[i] and doc_rows[i - 1] < doc_rows[i])):
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _are_pairs_sorted(lefts: NDArray[np.uint64], rights: NDArray[np.uint64]) -> bool:
+    for i in range(lefts.size):
+        if lefts[i] >= rights[i]:
+            return False
+        if i and not (lefts[i - 1] < lefts[i] or (lefts[i - 1] == lefts[i] and rights[i - 1] < rights[i])):
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _accumulate_rights(lefts: NDArray[np.uint64], rights: NDArray[np.uint64]) -> int:
+    """Replaces the gaps in `rights` by the rights; returns the first that is no gap or overflows, or -1."""
+    for i in range(lefts.size):
+        previous = rights[i - 1] if i and lefts[i - 1] == lefts[i] else lefts[i]
+        right = previous + rights[i]
+        if right <= previous:
+            return i
+        rights[i] = right
+    return -1
