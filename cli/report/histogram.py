@@ -1,0 +1,104 @@
+"""The histogram of similarities as a drawing: where its bars, ticks and threshold go, in units of the SVG.
+
+Counts are drawn on a logarithmic axis, since random pairs outnumber near-duplicates a thousandfold. Linear in
+similarity from the first bin edge to the last. Read by `page.html`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cli.report.model import SimilarityHistogram
+
+WIDTH, HEIGHT = 760, 350
+LEFT, RIGHT, TOP, BOTTOM = 76, 736, 58, 298
+# The axis starts below one, so that a single pair still has a bar.
+_LOWEST_COUNT = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bin: its rectangle, and what it says when pointed at."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A labelled place on an axis; a minor one may be left out on a narrow screen."""
+
+    position: float
+    label: str
+    is_minor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Everything the SVG needs; `threshold` is None where it lies outside the drawn range."""
+
+    bars: tuple[Bar, ...]
+    similarity_ticks: tuple[Tick, ...]
+    count_ticks: tuple[Tick, ...]
+    threshold: float | None
+    accepted_from: float
+    num_pairs: int
+
+
+def draw(histogram: SimilarityHistogram) -> Drawing:
+    """Places for the bars of the bins that hold pairs, for the ticks of both axes, and for the threshold."""
+    edges = [float(edge) for edge in histogram.bin_edges]
+    counts = [int(count) for count in histogram.counts]
+    lowest, highest = edges[0], edges[-1]
+    num_decades = max(1, math.ceil(math.log10(max(*counts, 1))))
+
+    def x_of(similarity: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (similarity - lowest) / (highest - lowest)
+
+    def y_of(count: float) -> float:
+        share = math.log10(count / _LOWEST_COUNT) / (num_decades - math.log10(_LOWEST_COUNT))
+        return BOTTOM - (BOTTOM - TOP) * share
+
+    def bar(left: float, right: float, count: int) -> Bar:
+        label = f"{left:.3g} to {right:.3g}: {count:,} {'pair' if count == 1 else 'pairs'}"
+        return Bar(round(x_of(left), 2), round(y_of(count), 2), round(x_of(right) - x_of(left), 2),
+                   round(BOTTOM - y_of(count), 2), label)  # fmt: skip
+
+    threshold = round(x_of(histogram.min_score), 2) if lowest <= histogram.min_score <= highest else None
+    return Drawing(
+        bars=tuple(
+            bar(left, right, count) for left, right, count in zip(edges, edges[1:], counts, strict=False) if count
+        ),
+        similarity_ticks=tuple(
+            Tick(round(x_of(value), 2), label, is_minor) for value, label, is_minor in _round_values(lowest, highest)
+        ),
+        count_ticks=tuple(
+            Tick(round(y_of(10**decade), 2), _short_count(10**decade), num_decades > 5 and decade % 2 == 1)
+            for decade in range(num_decades + 1)
+        ),
+        threshold=threshold,
+        accepted_from=min(max(x_of(histogram.min_score), LEFT), RIGHT),
+        num_pairs=sum(counts),
+    )
+
+
+def _round_values(lowest: float, highest: float) -> list[tuple[float, str, bool]]:
+    """Five to eleven multiples of 1, 2 or 5 times a power of ten within a range; every second one is minor."""
+    magnitude = 10.0 ** math.floor(math.log10((highest - lowest) / 10))
+    step = next(magnitude * factor for factor in (1, 2, 5, 10) if (highest - lowest) / (magnitude * factor) <= 10.001)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first, last = math.ceil(lowest / step - 1e-9), math.floor(highest / step + 1e-9)
+    return [
+        (index * step, f"{index * step + 0.0:.{digits}f}", (last - index) % 2 == 1) for index in range(first, last + 1)
+    ]
+
+
+def _short_count(count: int) -> str:
+    for factor, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= factor:
+            return f"{count // factor}{unit}"
+    return str(count)
