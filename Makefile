@@ -1,0 +1,34 @@
+# The doors of this repository. Each works alone on a fresh machine: it sets up what it needs.
+.PHONY: setup demo test bench lint lock
+
+PYTHON := .venv/bin/python
+PHOTOS ?=
+
+setup: ## a virtual environment with the locked packages, and Java
+	@scripts/setup
+
+demo: setup ## find the near-duplicates of 140 photographs whose truth is known
+	@$(PYTHON) -m benchmarks demo
+
+test: ## lint, types and every test
+	@scripts/setup --browser
+	@$(MAKE) --no-print-directory lint
+	@$(PYTHON) -m pytest
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: setup ## figures against peers; PHOTOS=folder of photographs
+	@test -n "$(PHOTOS)" || { echo "give a folder of photographs: make bench PHOTOS=~/photos" >&2; exit 2; }
+	@$(PYTHON) -m benchmarks codec
+	@$(PYTHON) -m benchmarks descriptors "$(PHOTOS)"
+	@$(PYTHON) -m benchmarks batch --images 100000
+	@$(PYTHON) -m benchmarks dedup "$(PHOTOS)"
+
+lock: ## pin the dependencies again
+	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra cpu --extra bench --extra dev \
+		--no-emit-index-url --generate-hashes --custom-compile-command "make lock" -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra gpu \
+		--no-emit-index-url --generate-hashes --custom-compile-command "make lock" -o requirements-gpu.lock

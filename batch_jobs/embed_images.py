@@ -1,0 +1,136 @@
+"""Step 2, embed: one embedding per distinct image.
+
+Byte-identical files are embedded once. Decoding runs in threads, one batch ahead of the network. Each Python worker
+builds the network once and keeps it. An image that cannot be decoded becomes a row of `rejects`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import functions as f
+
+from batch_jobs import schemas
+from batch_jobs.catalogue import image_bytes, list_images
+from batch_jobs.session import write_arrow, write_table
+from batch_jobs.sources import Source, SourceKind, read_embeddings
+from embed.decoding import ImageLimits, ImageRejected, decode_image
+from embed.preprocessing import to_square
+
+if TYPE_CHECKING:
+    from embed.embedder import Embedder
+    from pyspark.sql import DataFrame, SparkSession
+
+STEP = "embed"
+TABLES = ("embeddings", "rejects")
+IMAGES_PER_TASK = 512
+BATCH_SIZE = 32
+
+Decoded = NDArray[np.uint8] | ImageRejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedTask:
+    """What a worker needs to know: which network, in which precision, on how many threads, under which limits."""
+
+    embedder: str
+    dtype: str
+    num_threads: int
+    root: str
+    limits: ImageLimits
+
+
+def embed_images(
+    spark: SparkSession, folder: Path, *, source: Source, catalogue: str, task: EmbedTask, num_partitions: int
+) -> Mapping[str, Any]:
+    """Write `embeddings` and `rejects` of the catalogue's distinct images."""
+    images = _distinct_images(spark, source, catalogue)
+    num_tasks = max(num_partitions, -(-images.count() // IMAGES_PER_TASK))
+    embedded = (
+        images.repartitionByRange(num_tasks, "doc")
+        .sortWithinPartitions("doc")
+        .mapInArrow(partial(embed_batches, task=task), schemas.EMBEDDED)
+        .persist()
+    )
+    try:
+        found = embedded.where("embedding IS NOT NULL").select(*schemas.columns(schemas.EMBEDDINGS))
+        write_table(found, folder / "embeddings")
+        rejects = embedded.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
+        write_table(
+            rejects.select(*schemas.columns(schemas.REJECTS)).orderBy("image_id"), folder / "rejects", num_files=1
+        )
+    finally:
+        embedded.unpersist()
+    return {}
+
+
+def adopt_embeddings(folder: Path, *, source: Source) -> Mapping[str, Any]:
+    """Write `embeddings` and an empty `rejects` of embeddings that were made elsewhere, docs in id order."""
+    given = read_embeddings(source.path)
+    rows = given.embeddings[given.image_ids.argsort(kind="stable")].astype("<f4")
+    columns = [pa.array(np.arange(len(rows))), pa.array([row.tobytes() for row in rows], pa.binary())]
+    write_arrow(pa.table(columns, schema=schemas.arrow(schemas.EMBEDDINGS)), folder / "embeddings")
+    write_arrow(schemas.arrow(schemas.REJECTS).empty_table(), folder / "rejects")
+    return {}
+
+
+def _distinct_images(spark: SparkSession, source: Source, catalogue: str) -> DataFrame:
+    distinct = spark.read.parquet(catalogue).where("doc = original_doc").select("image_id", "doc", "uri")
+    if source.kind is not SourceKind.CONTENT_TABLE:
+        return distinct
+    return distinct.drop("uri").join(list_images(spark, source, num_partitions=1), "image_id")
+
+
+def embed_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Iterator[pa.RecordBatch]:
+    """Rows of images to `EMBEDDED` rows, in order."""
+    embedder = load_once(task.embedder, task.dtype, task.num_threads)
+    with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
+        for batch in batches:
+            places = batch["content" if "content" in batch.schema.names else "uri"].to_pylist()
+            decode = partial(decode_square, task=task, size=embedder.spec.size)
+            decoded = list(pool.map(decode, places))
+            yield _embedded_rows(batch, decoded, embedder)
+
+
+@lru_cache(maxsize=1)
+def load_once(embedder: str, dtype: str, num_threads: int) -> Embedder:
+    from embed.embedder import load_embedder
+
+    return load_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)
+
+
+def decode_square(place: str | bytes | None, *, task: EmbedTask, size: int) -> Decoded:
+    """An image as the network's `(size, size, 3)` uint8 square, or why it was rejected."""
+    try:
+        content = image_bytes(place, root=task.root, limits=task.limits)
+        return to_square(decode_image(content, task.limits, min_side=size), size)
+    except ImageRejected as rejected:
+        return rejected
+
+
+def _embedded_rows(batch: pa.RecordBatch, decoded: Iterable[Decoded], embedder: Embedder) -> pa.RecordBatch:
+    decoded = list(decoded)
+    squares = [square for square in decoded if not isinstance(square, ImageRejected)]
+    rows = iter(embedder.embed(np.stack(squares)).astype("<f4") if squares else ())
+    embeddings = [None if isinstance(square, ImageRejected) else next(rows).tobytes() for square in decoded]
+    rejects = [square if isinstance(square, ImageRejected) else None for square in decoded]
+    uris = batch["uri"] if "uri" in batch.schema.names else pa.nulls(len(batch))
+    return pa.RecordBatch.from_arrays(
+        [
+            batch["image_id"].cast(pa.string()),
+            uris.cast(pa.string()),
+            batch["doc"],
+            pa.array(embeddings, pa.binary()),
+            pa.array([str(rejected.reason) if rejected else None for rejected in rejects], pa.string()),
+            pa.array([rejected.detail if rejected else None for rejected in rejects], pa.string()),
+        ],
+        names=schemas.columns(schemas.EMBEDDED),
+    )

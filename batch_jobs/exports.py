@@ -1,0 +1,82 @@
+"""What a finished run hands to people: `clusters.csv`, `clusters.jsonl`, `rejects.parquet` in `runs/<run>/`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from batch_jobs import catalogue, cluster_matches, embed_images, schemas, select_matches
+from batch_jobs.pipeline import Run
+from batch_jobs.workspace import Workspace, published_file
+
+
+def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
+    """Write the run's files, each in one atomic step; returns the path of every table and file by name."""
+    folder = run_folder(run, workspace)
+    folder.mkdir(exist_ok=True)
+    clusters = run.steps[cluster_matches.STEP].table("clusters")
+    paths = {name: folder / name for name in ("clusters.csv", "clusters.jsonl", "rejects.parquet")}
+    with published_file(paths["clusters.csv"]) as file:
+        _write_csv(clusters, file)
+    with published_file(paths["clusters.jsonl"]) as file:
+        _write_json_lines(clusters, file)
+    with published_file(paths["rejects.parquet"]) as file:
+        pq.write_table(read_rejects(run), file)
+    return {
+        "clusters": clusters,
+        "clusters_csv": str(paths["clusters.csv"]),
+        "clusters_jsonl": str(paths["clusters.jsonl"]),
+        "rejects": str(paths["rejects.parquet"]),
+        "catalogue": run.steps[catalogue.STEP].table("catalogue"),
+        "embeddings": run.steps[embed_images.STEP].table("embeddings"),
+        "edges": run.steps[select_matches.STEP].table("edges"),
+    }
+
+
+def run_folder(run: Run, workspace: Workspace) -> Path:
+    return workspace.runs_folder / run.run_id
+
+
+def read_rejects(run: Run) -> pa.Table:
+    """The rejects of all steps, by image id. Byte-identical copies of a reject are rejected with it."""
+    steps = (run.steps[catalogue.STEP], run.steps[embed_images.STEP])
+    tables = [pq.read_table(step.table("rejects")) for step in steps]
+    return pa.concat_tables(tables).sort_by([("image_id", "ascending"), ("stage", "ascending")])
+
+
+def count_rejects(run: Run) -> dict[str, int]:
+    """Rejected images by reason, most frequent first."""
+    return dict(Counter(read_rejects(run)["reason"].to_pylist()).most_common())
+
+
+def iterate_clusters(table: str) -> Iterator[dict[str, Any]]:
+    """The rows of `clusters` in their order."""
+    for batch in pyarrow.dataset.dataset(table, format="parquet").to_batches():
+        yield from batch.to_pylist()
+
+
+def _write_csv(clusters: str, file: IO[bytes]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, schemas.columns(schemas.CLUSTERS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_plain(row) for row in iterate_clusters(clusters))
+    text.detach()
+
+
+def _write_json_lines(clusters: str, file: IO[bytes]) -> None:
+    for row in iterate_clusters(clusters):
+        file.write((json.dumps(_plain(row), ensure_ascii=False) + "\n").encode())
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Scores to six digits: what a float32 holds."""
+    return {**row, "score": round(row["score"], 6)}

@@ -1,0 +1,100 @@
+"""Step 3, terms: LSH terms of every embedding, as blocks for the shuffle, and the codes.
+
+A map task hashes its embeddings and packs its (term, doc) pairs into one binary row per reduce partition, so Spark
+moves a handful of blobs instead of one row per term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batch_jobs import schemas
+from batch_jobs.session import write_table
+from lsh.blocks import encode_term_blocks
+from lsh.codes import quantize
+from lsh.sketches import sketches
+from lsh.terms import TermHasher, TermParams
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+HASHED_ARROW = schemas.arrow(schemas.HASHED)
+
+STEP = "terms"
+TABLES = ("term_blocks", "codes")
+DOCS_PER_BLOCK = 65_536
+
+
+def make_terms(
+    spark: SparkSession, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
+) -> Mapping[str, Any]:
+    """Write `term_blocks` for `num_partitions` reduce partitions, and `codes`."""
+    hashed = (
+        spark.read.parquet(embeddings)
+        .repartitionByRange(num_partitions, "doc")
+        .sortWithinPartitions("doc")
+        .mapInArrow(partial(hash_batches, params=params, num_parts=num_partitions), schemas.HASHED)
+        .persist()
+    )
+    try:
+        write_table(hashed.where("block IS NOT NULL").select("part", "block"), folder / "term_blocks")
+        write_table(hashed.where("code IS NOT NULL").select("doc", "code"), folder / "codes")
+    finally:
+        hashed.unpersist()
+    return {}
+
+
+def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int) -> Iterator[pa.RecordBatch]:
+    """Embedding rows to `HASHED` rows: the codes of each batch, then the term blocks of up to `DOCS_PER_BLOCK` docs."""
+    hasher = hasher_once(params)
+    for docs, embeddings in _gathered(batches, dim=params.dim):
+        blocks = encode_term_blocks(
+            hasher.terms(embeddings), docs, sketches(embeddings, seed=params.seed), num_partitions=num_parts
+        )
+        yield _hashed_rows(part=range(num_parts), block=blocks)
+        yield _hashed_rows(doc=docs.astype(np.int64), code=[row.tobytes() for row in quantize(embeddings)])
+
+
+@lru_cache(maxsize=1)
+def hasher_once(params: TermParams) -> TermHasher:
+    return TermHasher(params)
+
+
+def embedding_rows(column: pa.Array, *, dim: int) -> NDArray[np.float32]:
+    """A binary column of embeddings as `(n, dim)` float32."""
+    joined = b"".join(column.to_pylist())
+    return np.frombuffer(joined, "<f4").reshape(-1, dim)
+
+
+def _gathered(
+    batches: Iterator[pa.RecordBatch], *, dim: int
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+    """Consecutive batches joined to about `DOCS_PER_BLOCK` rows."""
+    docs: list[NDArray[np.uint64]] = []
+    embeddings: list[NDArray[np.float32]] = []
+    for batch in batches:
+        docs.append(batch["doc"].to_numpy().astype(np.uint64))
+        embeddings.append(embedding_rows(batch["embedding"], dim=dim))
+        if sum(map(len, docs)) >= DOCS_PER_BLOCK:
+            yield np.concatenate(docs), np.concatenate(embeddings)
+            docs, embeddings = [], []
+    if docs:
+        yield np.concatenate(docs), np.concatenate(embeddings)
+
+
+def _hashed_rows(**arrays: Any) -> pa.RecordBatch:
+    num_rows = len(next(iter(arrays.values())))
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(arrays[field.name], field.type) if field.name in arrays else pa.nulls(num_rows, field.type)
+            for field in HASHED_ARROW
+        ],
+        schema=HASHED_ARROW,
+    )

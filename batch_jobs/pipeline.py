@@ -1,0 +1,337 @@
+"""The pipeline: the steps in their order, each committed before the next, each found again when it is already there.
+
+images -> catalogue -> embed -> terms -> candidates -> select -> cluster
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from embed.embedder import describe_embedder
+
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
+from batch_jobs.session import default_parallelism, num_cores, spark_session, watched
+from batch_jobs.settings import RunSettings, as_json, digest
+from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
+from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+STEPS = (
+    catalogue.STEP,
+    embed_images.STEP,
+    make_terms.STEP,
+    find_candidates.STEP,
+    select_matches.STEP,
+    cluster_matches.STEP,
+)
+MAX_DOCS_PER_RANGE = 262_144
+
+
+class Listener(Protocol):
+    """Told how a run goes on."""
+
+    def stage_started(self, stage: str) -> None: ...
+
+    def stage_progressed(self, stage: str, share: float) -> None: ...
+
+    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
+
+
+class SilentListener:
+    """Tells nobody."""
+
+    def stage_started(self, stage: str) -> None: ...
+
+    def stage_progressed(self, stage: str, share: float) -> None: ...
+
+    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What made the embeddings of a run: its digest, their dimension, and the lowest score of a match."""
+
+    digest: str
+    dim: int
+    min_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run (or one that was asked to stop after a step): its steps and what they counted."""
+
+    run_id: str
+    source: Source
+    settings: RunSettings
+    model: Model
+    steps: Mapping[str, StepOutput]
+    seconds: Mapping[str, float]
+
+    @property
+    def num_images(self) -> int:
+        return self.num_catalogued + self.steps[catalogue.STEP].num_rows["rejects"]
+
+    @property
+    def num_catalogued(self) -> int:
+        return self.steps[catalogue.STEP].num_rows["catalogue"]
+
+
+class Pipeline:
+    """One run over an open workspace, with one method per step."""
+
+    def __init__(
+        self, settings: RunSettings, workspace: Workspace, source: Source, *, listener: Listener, spark: SparkSession
+    ) -> None:
+        self.settings = settings
+        self.workspace = workspace
+        self.source = source
+        self.listener = listener
+        self.spark = spark
+        self.num_partitions = settings.num_partitions or 2 * default_parallelism(spark)
+        self.outputs: dict[str, StepOutput] = {}
+        self.seconds: dict[str, float] = {}
+        self.model = _model_of(source, settings)
+        self.terms = replace(settings.terms, dim=self.model.dim)
+        identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
+        workspace.claim(identity)
+
+    def run(self, *, until: str = cluster_matches.STEP) -> Run:
+        """All steps up to and including `until`."""
+        actions = {
+            catalogue.STEP: self.catalogue,
+            embed_images.STEP: self.embed,
+            make_terms.STEP: self.make_terms,
+            find_candidates.STEP: self.find_candidates,
+            select_matches.STEP: self.select,
+            cluster_matches.STEP: self.cluster,
+        }
+        for step in STEPS[: STEPS.index(until) + 1]:
+            self._stage(step, actions[step])
+        return Run(
+            run_id=digest([output.key for output in self.outputs.values()])[:KEY_LENGTH],
+            source=self.source,
+            settings=self.settings,
+            model=self.model,
+            steps=dict(self.outputs),
+            seconds=dict(self.seconds),
+        )
+
+    def catalogue(self) -> StepOutput:
+        def write(folder: Path) -> Mapping[str, Any]:
+            if self.source.kind is SourceKind.EMBEDDINGS:
+                return catalogue.catalogue_embeddings(folder, source=self.source)
+            return catalogue.catalogue(
+                self.spark,
+                folder,
+                source=self.source,
+                limits=self.settings.limits,
+                num_partitions=self.num_partitions,
+            )
+
+        inputs = {
+            "kind": self.source.kind,
+            "fingerprint": self.source.fingerprint,
+            "limits": as_json(self.settings.limits),
+        }
+        output = self.workspace.step(catalogue.STEP, inputs=inputs, write=write, tables=catalogue.TABLES)
+        self._check_rejects(output.num_rows["rejects"], output.num_rows["catalogue"] + output.num_rows["rejects"])
+        return output
+
+    def embed(self) -> StepOutput:
+        catalogued = self.outputs[catalogue.STEP]
+        num_cores_a_task = max(1, num_cores() // default_parallelism(self.spark))
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            if self.source.kind is SourceKind.EMBEDDINGS:
+                return embed_images.adopt_embeddings(folder, source=self.source)
+            task = embed_images.EmbedTask(
+                embedder=self.settings.embedder,
+                dtype=self.settings.dtype,
+                num_threads=num_cores_a_task,
+                root=str(self.source.root),
+                limits=self.settings.limits,
+            )
+            return embed_images.embed_images(
+                self.spark,
+                folder,
+                source=self.source,
+                catalogue=catalogued.table("catalogue"),
+                task=task,
+                num_partitions=self.num_partitions,
+            )
+
+        inputs = {"catalogue": catalogued.key, "embedder": self.model.digest, "dtype": self.settings.dtype}
+        output = self.workspace.step(embed_images.STEP, inputs=inputs, write=write, tables=embed_images.TABLES)
+        rejected = catalogued.num_rows["rejects"] + output.num_rows["rejects"]
+        self._check_rejects(rejected, catalogued.num_rows["catalogue"] + catalogued.num_rows["rejects"])
+        return output
+
+    def make_terms(self) -> StepOutput:
+        embedded = self.outputs[embed_images.STEP]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            return make_terms.make_terms(
+                self.spark,
+                folder,
+                embeddings=embedded.table("embeddings"),
+                params=self.terms,
+                num_partitions=self.num_partitions,
+            )
+
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json()}
+        return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
+
+    def find_candidates(self) -> StepOutput:
+        hashed = self.outputs[make_terms.STEP]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            return {
+                "docs_per_range": self._docs_per_range(),
+                **find_candidates.find_candidates(
+                    self.spark,
+                    folder,
+                    term_blocks=hashed.table("term_blocks"),
+                    params=self.settings.candidates,
+                    docs_per_range=self._docs_per_range(),
+                    num_partitions=self.num_partitions,
+                ),
+            }
+
+        inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
+        return self.workspace.step(find_candidates.STEP, inputs=inputs, write=write, tables=find_candidates.TABLES)
+
+    def select(self) -> StepOutput:
+        found = self.outputs[find_candidates.STEP]
+        selection = select_matches.Selection(
+            dim=self.model.dim, min_score=self.model.min_score, min_shared_terms=self.settings.min_shared_terms
+        )
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            return select_matches.select_matches(
+                self.spark,
+                folder,
+                pair_blocks=found.table("pair_blocks"),
+                codes=self.outputs[make_terms.STEP].table("codes"),
+                catalogue=self.outputs[catalogue.STEP].table("catalogue"),
+                selection=selection,
+                docs_per_range=found.stats["docs_per_range"],
+                num_partitions=self.num_partitions,
+            )
+
+        inputs = {
+            "candidates": found.key,
+            "min_score": self.model.min_score,
+            "min_shared_terms": self.settings.min_shared_terms,
+        }
+        return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
+
+    def cluster(self) -> StepOutput:
+        selected = self.outputs[select_matches.STEP]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            return cluster_matches.cluster_matches(
+                self.spark,
+                folder,
+                edges=selected.table("edges"),
+                catalogue=self.outputs[catalogue.STEP].table("catalogue"),
+            )
+
+        inputs = {"select": selected.key}
+        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
+
+    def _docs_per_range(self) -> int:
+        num_docs = self.outputs[catalogue.STEP].num_rows["catalogue"]
+        return min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+
+    def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
+        started = time.monotonic()
+        self.listener.stage_started(stage)
+        with watched(self.spark, lambda share: self.listener.stage_progressed(stage, share)):
+            output = action()
+        self.outputs[stage] = output
+        self.seconds[stage] = round(time.monotonic() - started, 3)
+        self.listener.stage_finished(
+            stage,
+            seconds=self.seconds[stage],
+            reused=output.reused,
+            num_images=self.outputs[catalogue.STEP].num_rows["catalogue"],
+        )
+
+    def _check_rejects(self, num_rejected: int, num_images: int) -> None:
+        ratio = num_rejected / num_images
+        if num_rejected == num_images:
+            raise RejectedError(
+                f"none of the {num_images} files in {self.source.path} is a readable image; "
+                f"the reasons are in {self.workspace.steps_folder}"
+            )
+        if ratio > self.settings.max_reject_ratio:
+            raise RejectedError(
+                f"{num_rejected} of {num_images} images were rejected ({ratio:.1%}), more than max_reject_ratio="
+                f"{self.settings.max_reject_ratio}; see the rejects tables in {self.workspace.steps_folder}, "
+                "or allow more with --max-reject-ratio"
+            )
+
+
+def run_pipeline(
+    settings: RunSettings,
+    *,
+    listener: Listener | None = None,
+    until: str = cluster_matches.STEP,
+    and_then: Callable[[Run, Workspace], Any] | None = None,
+) -> Run:
+    """Run `settings` in its workspace; `and_then` gets the finished run while the workspace is still locked."""
+    listener = listener or SilentListener()
+    source = open_source(settings.source, uri_root=settings.uri_root)
+    with Workspace(settings.workspace) as workspace, _operator_errors(settings.workspace):
+        started = time.monotonic()
+        listener.stage_started("start")
+        with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
+            pipeline = Pipeline(settings, workspace, source, listener=listener, spark=spark)
+            pipeline.seconds["start"] = round(time.monotonic() - started, 3)
+            listener.stage_finished("start", seconds=pipeline.seconds["start"], reused=False, num_images=0)
+            run = pipeline.run(until=until)
+        if and_then is not None:
+            and_then(run, workspace)
+        return run
+
+
+@contextmanager
+def _operator_errors(workspace: Path) -> Iterator[None]:
+    """Spark's errors in an operator's words; the whole story stays in the log."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        said = str(error)
+        if "No space left on device" in said or "Disk quota exceeded" in said:
+            raise WorkspaceError(disk_full(workspace)) from error
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
+        raise SessionError(f"Spark failed: {cause}; the whole log is {workspace / 'spark.log'}") from error
+
+
+def _model_of(source: Source, settings: RunSettings) -> Model:
+    """Where the source's embeddings come from; raises SourceError when no threshold is known for them."""
+    spec = describe_embedder(settings.embedder)
+    dim, made_by = spec.dim, spec.digest
+    if source.kind is SourceKind.EMBEDDINGS:
+        given = read_embeddings(source.path)
+        dim, made_by = int(given.embeddings.shape[1]), given.digest
+    if settings.min_score is not None:
+        return Model(made_by, dim, settings.min_score)
+    if made_by != spec.digest:
+        raise SourceError(
+            f"source {settings.source} was embedded by {made_by[:12]}, for which no threshold is known; "
+            "give --min-score, for example 0.8"
+        )
+    return Model(made_by, dim, spec.min_score)

@@ -1,0 +1,83 @@
+"""The tables of a run: their columns and types, in one place.
+
+`docs/tables.md` explains them to users. A schema here is the Spark DDL of a table that a step commits; all tables are
+Parquet, strings UTF-8, `doc` the dense number of an image (see the glossary in the README).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+LISTING = "image_id string, uri string"
+LISTING_WITH_CONTENT = "image_id string, content binary"
+
+INSPECTED = (
+    "image_id string, uri string, width int, height int, size_bytes long, sha256 string, reason string, detail string"
+)
+"""One row per listed image: its header, or the reason why it was rejected."""
+
+CATALOGUE = (
+    "image_id string, doc long, original_doc long, uri string, width int, height int, size_bytes long, sha256 string"
+)
+"""`original_doc` is the smallest doc with the same bytes; the image itself when it is the first."""
+
+REJECTS = "image_id string, uri string, stage string, reason string, detail string"
+
+EMBEDDED = "image_id string, uri string, doc long, embedding binary, reason string, detail string"
+
+EMBEDDINGS = "doc long, embedding binary"
+"""`embedding`: `dim` little-endian float32, a unit row."""
+
+CODES = "doc long, code binary"
+"""`code`: `dim` int8, the embedding scalar-quantised."""
+
+TERM_BLOCKS = "part int, block binary"
+"""Blocks of `lsh.blocks.encode_term_blocks`, for reduce partition `part`."""
+
+HASHED = "part int, block binary, doc long, code binary"
+"""What a map task of `make_terms` emits: term blocks and codes, told apart by the nulls of the others."""
+
+PAIR_BLOCKS = (
+    "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "
+    "num_oversized_buckets long, num_cut_pairs long"
+)
+"""Blocks of `lsh.blocks.encode_pair_block`: pairs whose smaller doc lies in range `left_range`; counts are per part."""
+
+SCORED = "left_doc long, right_doc long, similarity float, score float, shared_terms int, histogram binary"
+"""What a task of `select_matches` emits: matches, and one row that only holds the similarities' histogram."""
+
+EDGES = (
+    "left_id string, right_id string, left_doc long, right_doc long, similarity float, score float, shared_terms int"
+)
+
+MEMBERS = "doc long, canonical_doc long, score float, size int"
+
+CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
+
+
+def columns(schema: str) -> list[str]:
+    """The column names of a schema.
+
+    >>> columns(EMBEDDINGS)
+    ['doc', 'embedding']
+    """
+    return [column.split()[0] for column in schema.split(", ")]
+
+
+def arrow(schema: str) -> pa.Schema:
+    """The same schema for Arrow.
+
+    >>> arrow(EMBEDDINGS).types
+    [DataType(int64), DataType(binary)]
+    """
+    return pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in (column.split() for column in schema.split(", "))])
+
+
+_ARROW_TYPES = {
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "boolean": pa.bool_(),
+    "int": pa.int32(),
+    "long": pa.int64(),
+    "float": pa.float32(),
+}

@@ -1,0 +1,156 @@
+"""Step 5, select: candidates become matches.
+
+Candidates are verified by the exact cosine of their codes; a `PairScorer` turns it into a score, and a pair with
+`score >= min_score` is a match. The scorer is the seam where a pair classifier takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+from numpy.typing import NDArray
+
+from batch_jobs import schemas
+from batch_jobs.session import write_table
+from lsh.blocks import decode_pair_blocks
+from lsh.codes import pair_cosines
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SCORED_ARROW = schemas.arrow(schemas.SCORED)
+
+STEP = "select"
+TABLES = ("edges",)
+HISTOGRAM_BINS = 100
+
+PairScorer = Callable[[NDArray[np.float32], NDArray[np.uint32]], NDArray[np.float32]]
+"""`(similarities (m,), shared_terms (m,)) -> scores (m,)` float32 in -1..1."""
+
+
+def cosine_score(similarities: NDArray[np.float32], shared_terms: NDArray[np.uint32]) -> NDArray[np.float32]:  # noqa: ARG001
+    """The similarity itself as the score."""
+    return similarities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """How candidates become matches."""
+
+    dim: int
+    min_score: float
+    min_shared_terms: int
+    scorer: PairScorer = cosine_score
+
+
+def select_matches(
+    spark: SparkSession,
+    folder: Path,
+    *,
+    pair_blocks: str,
+    codes: str,
+    catalogue: str,
+    selection: Selection,
+    docs_per_range: int,
+    num_partitions: int,
+) -> Mapping[str, Any]:
+    """Write `edges`; returns the histogram of the candidates' similarities over -1..1."""
+    verify = partial(verify_blocks, codes=codes, selection=selection, docs_per_range=docs_per_range)
+    scored = (
+        spark.read.parquet(pair_blocks)
+        .where("block IS NOT NULL")
+        .select("left_range", "block")
+        .repartition(num_partitions, "left_range")
+        .groupBy("left_range")
+        .applyInArrow(verify, schemas.SCORED)
+        .persist()
+    )
+    try:
+        ids = spark.read.parquet(catalogue).select("image_id", "doc")
+        edges = (
+            scored.where("histogram IS NULL")
+            .join(ids.toDF("left_id", "left_doc"), "left_doc")
+            .join(ids.toDF("right_id", "right_doc"), "right_doc")
+            .select(*schemas.columns(schemas.EDGES))
+            .orderBy("left_doc", "right_doc")
+        )
+        write_table(edges, folder / "edges")
+        histograms = [
+            np.frombuffer(row["histogram"], "<i8")
+            for row in scored.where("histogram IS NOT NULL").select("histogram").toLocalIterator()
+        ]
+    finally:
+        scored.unpersist()
+    histogram = np.sum(histograms, axis=0, dtype=np.int64) if histograms else np.zeros(HISTOGRAM_BINS, np.int64)
+    return {"num_distinct_pairs": int(histogram.sum()), "similarity_histogram": histogram.tolist()}
+
+
+def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per_range: int) -> pa.Table:
+    """All pair blocks of one range of left docs to `SCORED` rows."""
+    pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
+    enough = shared_terms >= selection.min_shared_terms
+    pairs, shared_terms = pairs[enough], shared_terms[enough]
+    similarities = _similarities(pairs, codes=codes, dim=selection.dim, docs_per_range=docs_per_range)
+    histogram, _ = np.histogram(similarities, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
+    scores = selection.scorer(similarities, shared_terms)
+    matches = scores >= np.float32(selection.min_score)
+    num_rows = int(matches.sum())
+    rows = pa.table(
+        [
+            pairs[matches, 0].astype(np.int64),
+            pairs[matches, 1].astype(np.int64),
+            similarities[matches],
+            scores[matches],
+            shared_terms[matches].astype(np.int32),
+            pa.nulls(num_rows, pa.binary()),
+        ],
+        schema=SCORED_ARROW,
+    )
+    counted = pa.Table.from_pylist([{"histogram": histogram.astype("<i8").tobytes()}], schema=SCORED_ARROW)
+    return pa.concat_tables([rows, counted])
+
+
+def _similarities(pairs: NDArray[np.uint64], *, codes: str, dim: int, docs_per_range: int) -> NDArray[np.float32]:
+    """Cosines of pairs whose left docs share one range, reading one range of right docs at a time."""
+    similarities = np.empty(len(pairs), np.float32)
+    if not len(pairs):
+        return similarities
+    right_ranges = (pairs[:, 1] // np.uint64(docs_per_range)).astype(np.int64)
+    left_range = int(pairs[0, 0]) // docs_per_range
+    left_docs, left_codes = read_codes(codes, left_range, dim=dim, docs_per_range=docs_per_range)
+    for right_range in np.unique(right_ranges):
+        rows = np.flatnonzero(right_ranges == right_range)
+        right_docs, right_codes = (
+            (left_docs, left_codes)
+            if right_range == left_range
+            else read_codes(codes, int(right_range), dim=dim, docs_per_range=docs_per_range)
+        )
+        similarities[rows] = pair_cosines(
+            left_codes,
+            right_codes,
+            np.searchsorted(left_docs, pairs[rows, 0]),
+            np.searchsorted(right_docs, pairs[rows, 1]),
+        )
+    return similarities
+
+
+def read_codes(
+    codes: str, doc_range: int, *, dim: int, docs_per_range: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
+    """The docs of a range that have a code, ascending, and their `(n, dim)` int8 codes."""
+    doc = pyarrow.dataset.field("doc")
+    first = doc_range * docs_per_range
+    table = pyarrow.dataset.dataset(codes, format="parquet").to_table(
+        filter=(doc >= first) & (doc < first + docs_per_range)
+    )
+    docs = table["doc"].to_numpy().astype(np.uint64)
+    rows = np.frombuffer(b"".join(table["code"].to_pylist()), np.int8).reshape(-1, dim)
+    order = np.argsort(docs, kind="stable")
+    return docs[order], rows[order]

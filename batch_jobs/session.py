@@ -1,0 +1,162 @@
+"""The Spark session: the one `spark-submit` made, or a local one that needs nothing but Java.
+
+Spark's own chatter goes to `spark.log` in the workspace, so an operator's terminal shows only what we say.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_jobs.errors import SessionError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+MIN_JAVA = 17
+POLL_S = 0.25
+ROWS_PER_GROUP = 16_384
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
+    """A session for the block: an active one is reused and left running, a new one is stopped at the end."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
+        from pyspark.sql import SparkSession
+
+        active = SparkSession.getActiveSession()
+        if active is not None:
+            yield active
+            return
+        spark = _start(master, log)
+        try:
+            yield spark
+        finally:
+            spark.stop()
+
+
+def _start(master: str | None, log: Path) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("neardup")
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not submitted:
+        _require_java()
+        # `spark-submit` decides these; on one machine the workers run what the driver runs.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        builder = (
+            builder.master(master or "local[*]")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.driver.memory", "2g")
+            .config("spark.ui.enabled", "false")
+            .config("spark.ui.showConsoleProgress", "false")
+            .config("spark.sql.warehouse.dir", str(log.parent / ".spark-warehouse"))
+            .config("spark.local.dir", str(log.parent / ".spark"))
+        )
+    builder = (
+        builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
+        .config("spark.sql.execution.arrow.useLargeVarTypes", "true")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "2048")
+        # The pipeline sizes its own partitions; merging small ones would leave cores idle.
+        .config("spark.sql.adaptive.enabled", "false")
+        .config("spark.python.worker.reuse", "true")
+    )
+    shutil.rmtree(log.parent / ".spark", ignore_errors=True)  # what a killed session left
+    with _stderr_to(log, enabled=not submitted):
+        try:
+            spark = builder.getOrCreate()
+        except Exception as error:
+            raise SessionError(f"Spark did not start ({error}); its log is {log}") from error
+    if not submitted:
+        spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def _require_java() -> None:
+    java = str(Path(os.environ["JAVA_HOME"], "bin", "java")) if os.environ.get("JAVA_HOME") else shutil.which("java")
+    how = f"Spark needs Java {MIN_JAVA} or newer; install it (Debian: apt-get install openjdk-17-jre-headless)"
+    if java is None:
+        raise SessionError(f"no Java found; {how}")
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True).stderr  # noqa: S603
+        major = int(said.split('"')[1].split(".")[0])
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
+        raise SessionError(f"{java} does not run ({error}); {how}") from error
+    if major < MIN_JAVA:
+        raise SessionError(f"{java} is Java {major}; {how}, or set JAVA_HOME")
+
+
+@contextmanager
+def _stderr_to(log: Path, *, enabled: bool) -> Iterator[None]:
+    """Point file descriptor 2 at `log` while the JVM starts: the JVM and its workers inherit it for good."""
+    if not enabled:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def default_parallelism(spark: SparkSession) -> int:
+    """Tasks that the session runs at once."""
+    return max(1, spark.sparkContext.defaultParallelism)
+
+
+@contextmanager
+def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[None]:
+    """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
+    stop = threading.Event()
+    tracker = spark.sparkContext.statusTracker()
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
+                stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+                total = sum(stage.numTasks for stage in stages if stage)
+                if total:
+                    progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
+    """Write a Parquet table; `num_files` None keeps the frame's partitions."""
+    frame = frame.coalesce(num_files) if num_files else frame
+    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+
+
+def write_arrow(table: pa.Table, path: Path) -> None:
+    """Write a table that is already on the driver, in the same form."""
+    path.mkdir()
+    pq.write_table(table, path / "part-00000.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP)

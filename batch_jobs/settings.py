@@ -1,0 +1,66 @@
+"""The settings of one run of the pipeline: built once at the edge, stored with the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lsh.candidates import CandidateParams
+
+from batch_jobs.errors import BatchError
+from embed.decoding import ImageLimits
+from lsh.terms import TermParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Everything that decides the result of a run, and how it is computed.
+
+    `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
+    the embeddings. `num_partitions` None means: from the number of cores.
+    """
+
+    source: str
+    workspace: Path
+    embedder: str = "vgg_copy"
+    dtype: str = "float32"
+    min_score: float | None = None
+    min_shared_terms: int = 1
+    max_reject_ratio: float = 1.0
+    uri_root: Path | None = None
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    terms: TermParams = field(default_factory=TermParams)
+    candidates: CandidateParams = field(default_factory=CandidateParams)
+    master: str | None = None
+    num_partitions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_score is not None and not -1.0 <= self.min_score <= 1.0:
+            raise BatchError(f"min_score={self.min_score} is out of range -1..1; leave it out for the embedder's own")
+        if self.min_shared_terms < 1:
+            raise BatchError(f"min_shared_terms={self.min_shared_terms} is out of range 1..{self.terms.num_tables}")
+        if not 0.0 <= self.max_reject_ratio <= 1.0:
+            raise BatchError(f"max_reject_ratio={self.max_reject_ratio} is out of range 0..1")
+        if self.num_partitions is not None and not 1 <= self.num_partitions <= 100_000:
+            raise BatchError(f"num_partitions={self.num_partitions} is out of range 1..100000")
+
+
+def digest(value: Any) -> str:
+    """The SHA-256, in hex, of a value's canonical JSON.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def as_json(params: Any) -> dict[str, Any]:
+    """A parameter dataclass as plain JSON values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(params).items()}

@@ -1,0 +1,237 @@
+"""The workspace: the folder that holds what every step of every run has written.
+
+    workspace/
+      workspace.json              what all runs here share: the embedder's digest and the LSH parameters
+      steps/<step>-<key>/         one committed step: Parquet tables and commit.json
+      runs/<run>/                 what one run hands to people: clusters.csv, clusters.jsonl, report.html, run.json
+      spark.log                   the log of Spark and its workers
+
+A step's key is the digest of its parameters and of the keys of the steps it reads, so a committed step is found again
+by any run that needs the same result, and a run that was killed continues where it stopped. A step is written under a
+name that starts with a dot, checked, and renamed; a folder without that dot is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow.parquet as pq
+
+from batch_jobs.errors import WorkspaceError
+from batch_jobs.settings import canonical_json, digest
+
+FORMAT_VERSION = 1
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One committed step: where its tables are, what it counted, how long it took when it ran."""
+
+    step: str
+    key: str
+    folder: Path
+    num_rows: Mapping[str, int]
+    stats: Mapping[str, Any]
+    seconds: float
+    reused: bool
+
+    def table(self, name: str) -> str:
+        """The path of one of its Parquet tables."""
+        return str(self.folder / name)
+
+
+class Workspace:
+    """An open, locked workspace. Use it as a context manager; a second one on the same folder is refused."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Workspace:
+        try:
+            self.steps_folder.mkdir(parents=True, exist_ok=True)
+            self.runs_folder.mkdir(exist_ok=True)
+            self._lock = (self.folder / ".lock").open("a+")
+        except OSError as error:
+            raise workspace_error(self.folder, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise WorkspaceError(
+                f"workspace {self.folder} is in use by another run; wait for it, or give another --workspace"
+            ) from error
+        self._remove_unfinished()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def steps_folder(self) -> Path:
+        return self.folder / "steps"
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.folder / "runs"
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Bind a new workspace to `identity`; refuse an old one that was bound to another."""
+        path = self.folder / "workspace.json"
+        wanted = {"format_version": FORMAT_VERSION, **identity}
+        if not path.exists():
+            write_json(path, wanted)
+            return
+        found = read_json(path)
+        if found.get("format_version") != FORMAT_VERSION:
+            raise WorkspaceError(
+                f"workspace {self.folder} has format version {found.get('format_version')}, this program writes "
+                f"{FORMAT_VERSION}; give another --workspace"
+            )
+        changed = [
+            f"{key}: {found.get(key)} there, {wanted[key]} now" for key in wanted if found.get(key) != wanted[key]
+        ]
+        if changed:
+            raise WorkspaceError(
+                f"workspace {self.folder} was made with other settings ({'; '.join(changed)}); "
+                "use the same settings again, or give another --workspace"
+            )
+
+    def step(
+        self,
+        step: str,
+        *,
+        inputs: Mapping[str, Any],
+        write: Callable[[Path], Mapping[str, Any]],
+        tables: tuple[str, ...],
+    ) -> StepOutput:
+        """The committed output of `step` for these inputs; `write(folder)` makes it and returns its stats if need be.
+
+        `write` must create each of `tables` as a Parquet folder. It sees a fresh folder that nobody else reads.
+        """
+        key = digest({"step": step, "inputs": inputs})[:KEY_LENGTH]
+        target = self.steps_folder / f"{step}-{key}"
+        if target.exists():
+            committed = self._committed(step, key, target, tables)
+            if committed is not None:
+                return committed
+            shutil.rmtree(target)
+        aside = self.steps_folder / f".{target.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        started = time.monotonic()
+        try:
+            aside.mkdir()
+            stats = dict(write(aside))
+            commit = {
+                "step": step,
+                "key": key,
+                "inputs": inputs,
+                "tables": {name: _table_files(aside / name) for name in tables},
+                "stats": stats,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            write_json(aside / "commit.json", commit)
+            _sync_folder(aside)
+            aside.rename(target)
+            _sync_folder(self.steps_folder)
+        except OSError as error:
+            raise workspace_error(self.folder, error) from error
+        return _output(step, key, target, commit, reused=False)
+
+    def _committed(self, step: str, key: str, folder: Path, tables: tuple[str, ...]) -> StepOutput | None:
+        """A committed step whose files are all there with their recorded sizes; None when it must be made again."""
+        try:
+            commit = read_json(folder / "commit.json")
+            whole = all(
+                (folder / name / file).stat().st_size == size_bytes
+                for name in tables
+                for file, (size_bytes, _) in commit["tables"][name].items()
+            )
+        except (WorkspaceError, OSError, KeyError, TypeError, ValueError):
+            return None
+        return _output(step, key, folder, commit, reused=True) if whole else None
+
+    def _remove_unfinished(self) -> None:
+        for folder in (self.steps_folder, self.runs_folder):
+            for path in folder.glob(".*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _output(step: str, key: str, folder: Path, commit: Mapping[str, Any], *, reused: bool) -> StepOutput:
+    num_rows = {name: sum(rows for _, rows in files.values()) for name, files in commit["tables"].items()}
+    return StepOutput(step, key, folder, num_rows, commit["stats"], commit["seconds"], reused)
+
+
+def _table_files(table: Path) -> dict[str, tuple[int, int]]:
+    """Each Parquet file of a table with its size in bytes and rows, its footer read back from disk."""
+    return {
+        str(path.relative_to(table)): (path.stat().st_size, pq.read_metadata(path).num_rows)
+        for path in sorted(table.rglob("*.parquet"))
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, sync, rename: the file at `path` is always whole."""
+    with published_file(path) as file:
+        file.write((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{path} cannot be read ({error}); remove it or give another --workspace") from error
+    if not isinstance(value, dict):
+        raise WorkspaceError(f"{path} holds {canonical_json(value)[:40]}, not an object; remove it")
+    return value
+
+
+@contextmanager
+def published_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path`, whole, when the block ends without an error."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def workspace_error(folder: Path, error: OSError) -> WorkspaceError:
+    """An operating system error while writing, in an operator's words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WorkspaceError(disk_full(folder))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return WorkspaceError(f"workspace {folder} cannot be written ({error.strerror}); give another --workspace")
+    return WorkspaceError(f"workspace {folder}: {error}")
+
+
+def disk_full(folder: Path) -> str:
+    return (
+        f"the disk of workspace {folder} is full; free some space and run the same command again: "
+        "finished steps are kept"
+    )

@@ -1,0 +1,121 @@
+"""`neardup`, the operator's command.
+
+Commands are loaded when they are called, so that help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from cli.exit_codes import ExitCode
+
+COMMANDS = {
+    "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table and write clusters and a report."),
+    "embed": ("cli.embed", "Write the embeddings of a folder or table, for people who bring their own index."),
+    "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
+}
+
+FLOW = """\
+Find near-duplicate images: resized, cropped, recompressed, flipped, captioned.
+
+\b
+The usual flow:
+  neardup dedup photos/                       clusters, a summary and a report
+  neardup dedup photos/ --min-score 0.9       stricter; finished steps are reused
+  neardup dedup images.parquet --json         a table in, one JSON object out
+  neardup embed photos/ --output photos.npz   embeddings only
+  neardup dedup photos.npz                    embeddings in, clusters out
+  neardup train-embedder photos/ --output my-embedder/
+
+\b
+Every option of COMMAND can also be set in the environment as
+NEARDUP_<COMMAND>_<OPTION>, for example NEARDUP_DEDUP_MIN_SCORE=0.9.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on their first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command = import_module(module).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.command is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup, help=FLOW, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="neardup", prog_name="neardup")
+def neardup() -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit with an `ExitCode`; no error that we know of shows a traceback."""
+    try:
+        status = neardup.main(standalone_mode=False, auto_envvar_prefix="NEARDUP")
+        sys.exit(status if isinstance(status, int) else ExitCode.OK)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; run the same command again to go on where it stopped")
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)
+    except Exception as error:
+        code = exit_code_of(error)
+        _say(f"error: {error}" if code is not ExitCode.INTERNAL else _internal(error))
+        sys.exit(code)
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """The exit code of an error of our own packages; INTERNAL for any other."""
+    from batch_jobs import errors as batch
+    from embed import errors as embed
+    from lsh import errors as lsh
+
+    codes: dict[type[Exception], ExitCode] = {
+        batch.SourceError: ExitCode.SOURCE,
+        batch.WorkspaceError: ExitCode.WORKSPACE,
+        batch.RejectedError: ExitCode.REJECTED,
+        batch.SessionError: ExitCode.SPARK,
+        batch.BatchError: ExitCode.USAGE,
+        embed.EmbedderError: ExitCode.EMBEDDER,
+        embed.TrainingError: ExitCode.TRAINING,
+        lsh.ParameterError: ExitCode.USAGE,
+        lsh.FormatError: ExitCode.WORKSPACE,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
+
+
+def _say(text: str) -> None:
+    click.echo(f"neardup: {text}", err=True)
+
+
+def _internal(error: Exception) -> str:
+    """A bug of ours: the traceback goes to a file that the operator can attach to an issue."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="neardup-crash-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"internal error: {type(error).__name__}: {error}; please report it with {Path(file.name)}"

@@ -1,0 +1,103 @@
+"""The options that every command which runs the pipeline shares, and the settings made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from batch_jobs.settings import RunSettings
+
+DEFAULT_WORKSPACE = Path("neardup-workspace")
+MEBIBYTE = 1 << 20
+
+
+def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add SOURCE and the shared options to a command."""
+    for option in reversed(
+        (
+            click.argument("source"),
+            click.option(
+                "--workspace",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=DEFAULT_WORKSPACE,
+                show_default=True,
+                help="Folder that keeps every step.",
+            ),
+            click.option(
+                "--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory."
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16"]),
+                default="float32",
+                show_default=True,
+                help="Precision of the network.",
+            ),
+            click.option(
+                "--max-reject-ratio",
+                type=click.FloatRange(0.0, 1.0),
+                default=1.0,
+                show_default=True,
+                help="Fail when more than this share of the images cannot be read.",
+            ),
+            click.option(
+                "--max-mib", type=click.IntRange(1), default=64, show_default=True, help="Largest image file, in MiB."
+            ),
+            click.option(
+                "--max-megapixels",
+                type=click.IntRange(1),
+                default=100,
+                show_default=True,
+                help="Largest image, in million pixels.",
+            ),
+            click.option(
+                "--uri-root",
+                type=click.Path(path_type=Path, exists=True, file_okay=False),
+                help="Folder that a table's uris may point into. [default: the table's own]",
+            ),
+            click.option("--master", help="Spark master. [default: local[*]]"),
+            click.option(
+                "--partitions", type=click.IntRange(1, 100_000), help="Spark partitions. [default: two a core]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def run_settings(
+    *,
+    source: str,
+    workspace: Path,
+    embedder: str,
+    dtype: str,
+    max_reject_ratio: float,
+    max_mib: int,
+    max_megapixels: int,
+    uri_root: Path | None,
+    master: str | None,
+    partitions: int | None,
+    min_score: float | None = None,
+    min_shared_terms: int = 1,
+) -> RunSettings:
+    """The settings of a run from a command's options."""
+    from batch_jobs.settings import RunSettings
+    from embed.decoding import ImageLimits
+
+    return RunSettings(
+        source=source,
+        workspace=workspace.resolve(),
+        embedder=embedder,
+        dtype=dtype,
+        min_score=min_score,
+        min_shared_terms=min_shared_terms,
+        max_reject_ratio=max_reject_ratio,
+        uri_root=uri_root,
+        limits=ImageLimits(max_bytes=max_mib * MEBIBYTE, max_pixels=max_megapixels * 1_000_000),
+        master=master,
+        num_partitions=partitions,
+    )

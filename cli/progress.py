@@ -1,0 +1,80 @@
+"""How a run shows itself while it works: a live bar on a terminal, plain lines with `--verbose`, nothing in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+STAGE_LABELS = {
+    "start": "starting Spark",
+    "catalogue": "reading images",
+    "embed": "embedding",
+    "terms": "hashing",
+    "candidates": "finding candidates",
+    "select": "selecting matches",
+    "cluster": "clustering",
+    "report": "writing report",
+}
+
+
+class LineProgress:
+    """One line on standard error when a stage starts and when it ends."""
+
+    def stage_started(self, stage: str) -> None:
+        click.echo(f"{stage}: started", err=True)
+
+    def stage_progressed(self, stage: str, share: float) -> None:
+        pass
+
+    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None:
+        how = "reused" if reused else f"{seconds:.1f} s{_rate(num_images, seconds)}"
+        click.echo(f"{stage}: {how}", err=True)
+
+
+class BarProgress:
+    """A live line per stage: its share, images a second and time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:<19}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[note]:>14}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> BarProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage_started(self, stage: str) -> None:
+        self._started[stage] = time.monotonic()
+        self._tasks[stage] = self._progress.add_task(STAGE_LABELS[stage], total=1.0, note="")
+
+    def stage_progressed(self, stage: str, share: float) -> None:
+        self._progress.update(self._tasks[stage], completed=min(share, 0.99))
+
+    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None:
+        note = "reused" if reused else _rate(num_images, seconds).strip(" ,")
+        self._progress.update(self._tasks[stage], completed=1.0, note=note)
+
+
+def _rate(num_images: int, seconds: float) -> str:
+    return f", {num_images / seconds:,.0f} images/s" if num_images and seconds > 0 else ""
+
+
+def wants_bar(*, json_output: bool, verbose: bool) -> bool:
+    """A bar is for a person who watches: standard error is a terminal and no other form was asked for."""
+    return sys.stderr.isatty() and not json_output and not verbose

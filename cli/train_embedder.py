@@ -1,0 +1,35 @@
+"""`neardup train-embedder`: train the copy-detection network on a folder of photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+HELP = """\
+Train the copy-detection network on the photos below PHOTOS and write an embedder directory.
+
+A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on from the last one.
+
+\b
+  neardup train-embedder photos/ --output my-embedder/
+  neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
+"""
+
+
+@click.command(name="train-embedder", help=HELP)
+@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The embedder directory to write.")
+@click.option(
+    "--checkpoints", type=click.Path(path_type=Path), help="Where checkpoints are kept. [default: OUTPUT.checkpoints]"
+)
+@click.option("--epochs", type=click.IntRange(1), default=13, show_default=True)
+@click.option("--batch-size", type=click.IntRange(8), default=128, show_default=True, help="Photos a step.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def command(*, photos: Path, output: Path, checkpoints: Path | None, epochs: int, batch_size: int, seed: int) -> None:
+    from embed.training.trainer import TrainingSettings, train_embedder
+
+    settings = TrainingSettings(epochs=epochs, batch_size=batch_size, seed=seed)
+    kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
+    train_embedder(photos, kept, settings, output=output)
+    click.echo(f"embedder written to {output}")
