@@ -1,0 +1,99 @@
+"""One run of the real `neardup` command in a process of its own, with its time and the memory of its process tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+SAMPLE_INTERVAL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeardupRun:
+    """What `--json` printed, and what it cost. `memory` is `pss` (shared pages split), or `rss` (counted twice)."""
+
+    summary: dict[str, Any]
+    wall_s: float
+    peak_mb: float
+    memory: str
+
+    @property
+    def stage_s(self) -> dict[str, float]:
+        """Seconds of each stage."""
+        return {stage: float(seconds) for stage, seconds in self.summary["seconds"].items()}
+
+    def output(self, name: str) -> Path:
+        """The path of one of the outputs, such as `clusters_csv`."""
+        return Path(self.summary["outputs"][name])
+
+
+def run_neardup(arguments: Sequence[str]) -> NeardupRun:
+    """`neardup ARGUMENTS --json`; its progress goes to our stderr. Raises click.ClickException when it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "cli", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    memory = _PeakMemory(process.pid)
+    memory.start()
+    try:
+        printed, _ = process.communicate()
+    finally:
+        process.kill()
+        memory.stop()
+    wall_s = time.perf_counter() - started
+    if process.returncode:
+        raise click.ClickException(
+            f"neardup {' '.join(arguments)} ended with exit code {process.returncode}; see above"
+        )
+    return NeardupRun(summary=json.loads(printed), wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
+
+
+class _PeakMemory(threading.Thread):
+    """Samples the memory of a process and all its descendants: Spark's JVM and its Python workers included."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self.kind, self._of_process = _memory_measure()
+        self._pid = pid
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(SAMPLE_INTERVAL_S):
+            self.peak_bytes = max(self.peak_bytes, self._sample())
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def _sample(self) -> int:
+        import psutil
+
+        try:
+            root = psutil.Process(self._pid)
+            processes = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        total = 0
+        for process in processes:
+            try:
+                total += self._of_process(process)
+            except psutil.Error:
+                continue
+        return total
+
+
+def _memory_measure() -> tuple[str, Callable[[Any], int]]:
+    """PSS where the system tells it (Linux), RSS elsewhere."""
+    import psutil
+
+    if hasattr(psutil.Process().memory_full_info(), "pss"):
+        return "pss", lambda process: int(process.memory_full_info().pss)
+    return "rss", lambda process: int(process.memory_info().rss)
