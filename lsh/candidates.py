@@ -33,7 +33,7 @@ _LOW_ROW = np.uint64((1 << 32) - 1)
 class CandidateParams:
     """How buckets become pairs.
 
-    The sketches of a pair of cosine 0.8 differ in 13 bits on average and in more than 26 about once in 40,000 pairs.
+    The sketches of a pair of cosine 0.8 differ in 13 bits on average and in more than 26 about once in 15,000 pairs.
     """
 
     max_bucket_size: int = 2000
