@@ -1,7 +1,7 @@
 """The histogram of similarities as a drawing: where its bars, ticks and threshold go, in units of the SVG.
 
-Counts are drawn on a logarithmic axis, since random pairs outnumber near-duplicates a thousandfold. Linear in
-similarity from the first bin edge to the last. Read by `page.html`.
+Counts are drawn on a logarithmic axis, since random pairs outnumber near-duplicates a thousandfold. Similarities are
+drawn on a linear one, without the empty bins at either end. Read by `page.html`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from cli.report.model import SimilarityHistogram
 
-WIDTH, HEIGHT = 760, 350
+WIDTH, HEIGHT = 760, 358
 LEFT, RIGHT, TOP, BOTTOM = 76, 736, 58, 298
 # The axis starts below one, so that a single pair still has a bar.
 _LOWEST_COUNT = 0.6
@@ -51,8 +53,9 @@ class Drawing:
 
 def draw(histogram: SimilarityHistogram) -> Drawing:
     """Places for the bars of the bins that hold pairs, for the ticks of both axes, and for the threshold."""
-    edges = [float(edge) for edge in histogram.bin_edges]
-    counts = [int(count) for count in histogram.counts]
+    shown = _bins_with_pairs_or_threshold(histogram)
+    edges = [float(edge) for edge in histogram.bin_edges[shown.start : shown.stop + 1]]
+    counts = [int(count) for count in histogram.counts[shown]]
     lowest, highest = edges[0], edges[-1]
     num_decades = max(1, math.ceil(math.log10(max(*counts, 1))))
 
@@ -84,6 +87,17 @@ def draw(histogram: SimilarityHistogram) -> Drawing:
         accepted_from=min(max(x_of(histogram.min_score), LEFT), RIGHT),
         num_pairs=sum(counts),
     )
+
+
+def _bins_with_pairs_or_threshold(histogram: SimilarityHistogram) -> slice:
+    """The bins from the first to the last that hold pairs or the threshold; all of them where there are no pairs."""
+    bins = np.flatnonzero(histogram.counts)
+    if not len(bins):
+        return slice(0, len(histogram.counts))
+    of_threshold = int(np.searchsorted(histogram.bin_edges, histogram.min_score, side="right")) - 1
+    if 0 <= of_threshold < len(histogram.counts):
+        bins = np.append(bins, of_threshold)
+    return slice(int(bins.min()), int(bins.max()) + 1)
 
 
 def _round_values(lowest: float, highest: float) -> list[tuple[float, str, bool]]:

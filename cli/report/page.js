@@ -1,10 +1,10 @@
 // Shows a page of clusters at a time. Whatever comes from file names is set as text, never as markup.
 "use strict";
 (() => {
-  const CLUSTERS_PER_PAGE = 24;
+  const byId = (id) => document.getElementById(id);
+  const CLUSTERS_PER_PAGE = Number(byId("cluster-list").dataset.clustersPerPage);
   const MEMBERS_AT_FIRST = 12;
 
-  const byId = (id) => document.getElementById(id);
   const plural = (count, one, many) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
   const dataOf = (id) => {
@@ -103,12 +103,13 @@
     opener.addEventListener("click", () => compare(cluster, index));
     opener.append(member.canonical ? build("span", "badge", "Canonical") : build("span", "score", member.score));
     if (!member.canonical) opener.lastChild.title = "score against the canonical image";
-    item.append(opener, name(member.name, "name"), build("span", "facts", `${member.pixels} · ${member.bytes}`));
+    const facts = build("span", "facts", build("span", "", `${member.pixels} ·`), " ", build("span", "", member.bytes));
+    item.append(opener, name(member.name, "name"), facts);
     return item;
   };
 
   const clusterItem = (cluster) => {
-    const item = build("li", `card cluster wide-${Math.min(cluster.members.length, 4)}`);
+    const item = build("li", `card cluster wide-${Math.min(cluster.members.length, 5)}`);
     const heading = build("h2", "", plural(cluster.size, "image", "images"));
     const head = build("header", "", heading);
     if (cluster.freed !== null) head.append(build("span", "freed", `${cluster.freed} reclaimable`));

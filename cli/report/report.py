@@ -22,7 +22,7 @@ import jinja2
 from cli.report import histogram
 from cli.report.errors import ReportError
 from cli.report.model import Reject, Report
-from cli.report.pages import ClusterPages, json_for_html
+from cli.report.pages import CLUSTERS_PER_PAGE, ClusterPages, json_for_html
 from cli.report.whole_file import write_whole_file
 from cli.report.wording import format_bytes, format_seconds, format_share, visible
 
@@ -77,6 +77,7 @@ def write_report(report: Report, path: Path, *, limits: ReportLimits | None = No
             drawing=histogram.draw(report.similarities),
             rejects=_rejects_by_reason(report.rejects, limits.max_rejects_per_reason),
             pages=pages,
+            clusters_per_page=CLUSTERS_PER_PAGE,
             contents=contents,
         ),
     )
