@@ -58,7 +58,7 @@ DEMO_EDITS: dict[str, Edit] = {
     "blur": edits.blur,
     "aspect": edits.aspect,
 }
-MAX_SIDE = 800
+MAX_SIDE = 640
 FILE_SUFFIXES = ("jpg", "png", "webp")
 
 
