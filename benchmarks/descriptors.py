@@ -134,10 +134,10 @@ def _describe_edits(
         return [np.stack([contender.prepare(pixels) for pixels in edited]) for contender in contenders]
 
     rows: list[list[NDArray[np.float32]]] = [[] for _ in contenders]
-    for prepared in pool.map(prepare, enumerate(photos)):
-        for contender, images, described in zip(contenders, prepared, rows, strict=True):
-            described.append(contender.rows(images))
-    return [np.stack(described) for described in rows]
+    for photos_at_once in _batches(pool.map(prepare, enumerate(photos)), BATCH_SIZE):
+        for contender, described, images in zip(contenders, rows, zip(*photos_at_once, strict=True), strict=True):
+            described.append(contender.rows(np.concatenate(images)))
+    return [np.concatenate(described).reshape(len(photos), len(EDITS), -1) for described in rows]
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
