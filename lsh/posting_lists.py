@@ -44,7 +44,7 @@ class PostingLists:
             )
         if self.offsets[0] != 0 or self.offsets[-1] != self.data.size:
             raise ParameterError(
-                f"offsets run from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to {self.data.size} bytes of data"
+                f"offsets run from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to data.size={self.data.size}"
             )
 
     @classmethod
