@@ -34,11 +34,13 @@ _TERMS_STREAM = 1
 class TermParams:
     """What decides the terms of an embedding; equal params give equal terms on every machine.
 
-    `num_polytopes` and `polytope_dim` belong to the family `cross_polytope`, `num_planes` to `hyperplane`.
+    `num_polytopes` and `polytope_dim` belong to the family `cross_polytope`, `num_planes` to `hyperplane`. The defaults
+    find 97 % of the pairs of cosine 0.80 to 0.85 and 99.6 % of all above 0.80 in 100,000 embeddings of about 50
+    effective dimensions; 32 tables find 91 % and 98.7 %, at two thirds of the cost.
     """
 
     family: Family = "cross_polytope"
-    num_tables: int = 32
+    num_tables: int = 48
     dim: int = 256
     num_polytopes: int = 2
     polytope_dim: int = 256
