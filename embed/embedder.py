@@ -326,7 +326,9 @@ def _imagenet_file() -> Path:
     from embed.keras_backend import keras  # noqa: PLC0415
 
     try:
-        return Path(keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_subdir="models", file_hash=IMAGENET_MD5))
+        with redirect_stdout(sys.stderr):  # Keras prints its progress, and stdout belongs to the caller's results.
+            path = keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_subdir="models", file_hash=IMAGENET_MD5)
+        return Path(path)
     except Exception as error:
         raise EmbedderError(
             f"the ImageNet weights of VGG16 cannot be downloaded here ({error}). On a machine with a network fetch "

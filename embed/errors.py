@@ -3,7 +3,8 @@
 EmbedError
 ├── ImageRejected      bytes that are not an image this system accepts, with a `RejectReason`
 ├── EmbedderError      an embedder directory or weights file that cannot be used
-└── TrainingError      photos or settings that cannot be trained on
+└── TrainingError      photos, settings or checkpoints that cannot be trained on
+    └── TrainingInterrupted   stopped by the user; the last checkpoint is kept
 """
 
 from __future__ import annotations
@@ -45,4 +46,8 @@ class EmbedderError(EmbedError):
 
 
 class TrainingError(EmbedError):
-    """Photos or settings that cannot be trained on."""
+    """Photos, settings or checkpoints that cannot be trained on."""
+
+
+class TrainingInterrupted(TrainingError):  # noqa: N818 - nothing is wrong
+    """The user stopped the training; the message says how to go on."""

@@ -12,8 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-from keras import ops, random
+from embed.keras_backend import keras, ops, random
 
 Tensor = Any
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import ops
+from embed.keras_backend import ops
 
 Tensor = Any
 

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.decoding import ImageRejected, decode_image
 from embed.errors import TrainingError
+from embed.keras_backend import keras
 from embed.preprocessing import to_square
 
-MIN_PHOTOS = 256
+MIN_BATCHES = 2
 
 
-def load_photos(folder: Path, *, size: int) -> NDArray[np.uint8]:
-    """Every decodable image under `folder`, in path order, as `(n, size, size, 3)` uint8; raises TrainingError."""
+def load_photos(folder: Path, *, size: int, batch_size: int) -> NDArray[np.uint8]:
+    """Every decodable image under `folder`, in path order, as `(n, size, size, 3)` uint8; raises TrainingError.
+
+    Files that are no images are passed over; fewer than two batches of photos are an error.
+    """
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
             return to_square(decode_image(path.read_bytes()), size)
-        except ImageRejected:
+        except (ImageRejected, OSError):
             return None
 
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a directory; give the folder that holds the training photos")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:
         photos = [photo for photo in pool.map(load, paths) if photo is not None]
-    if len(photos) < MIN_PHOTOS:
+    if len(photos) < MIN_BATCHES * batch_size:
         raise TrainingError(
-            f"{folder} holds {len(photos)} readable images; training needs at least {MIN_PHOTOS}, better 20,000"
+            f"{folder} holds {len(photos)} readable images in {len(paths)} files; batches of {batch_size} need at "
+            f"least {MIN_BATCHES * batch_size}, and a useful embedder 20,000"
         )
     return np.stack(photos)
+
+
+def photos_sha256(photos: NDArray[np.uint8]) -> str:
+    """The identity of a training set: pixels and order."""
+    return hashlib.sha256(photos.data).hexdigest()
 
 
 class PhotoBatches(keras.utils.PyDataset):
@@ -47,6 +59,7 @@ class PhotoBatches(keras.utils.PyDataset):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
+        """Shuffle for `epoch`, counted from 0."""
         self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
 
     def __len__(self) -> int:

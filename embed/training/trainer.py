@@ -1,31 +1,49 @@
 """Trains the copy-detection embedder: two edited views of each photo must find each other in the batch.
 
 `train_embedder` is what `neardup train-embedder` calls. Training goes through Keras' own `fit`, so it runs on
-TensorFlow, JAX and torch; a checkpoint is written after each epoch and a killed training resumes from the last one.
+TensorFlow, JAX and torch; a checkpoint is written after each epoch and a stopped training resumes from the last one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import keras
 import numpy as np
-from keras import ops
 
 from embed.architectures import vgg_copy
+from embed.embedder import DTYPES, EmbedderSpec, create_embedder_dir
+from embed.errors import TrainingError, TrainingInterrupted
+from embed.keras_backend import keras, ops
+from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
 from embed.training.loss import contrastive_loss
-from embed.training.photos import PhotoBatches, load_photos
+from embed.training.photos import PhotoBatches, load_photos, photos_sha256
 
 Tensor = Any
+
+_RANGES: Final = {
+    "size": (18, 1024),
+    "dim": (2, 4096),
+    "source_size": (18, 4096),
+    "epochs": (1, 99_999),
+    "batch_size": (2, 65_536),
+    "learning_rate": (1e-8, 1.0),
+    "warmup_steps": (0, 1_000_000),
+    "weight_decay": (0.0, 1.0),
+    "temperature": (1e-3, 10.0),
+    "entropy_weight": (0.0, 100.0),
+    "seed": (0, 2**31 - 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """Everything that decides the weights, besides the photos."""
+    """Everything that decides the weights, besides the photos; raises TrainingError for a value out of range."""
 
     size: int = 96
     dim: int = 256
@@ -40,6 +58,18 @@ class TrainingSettings:
     dtype: str = "mixed_bfloat16"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise TrainingError(f"{name}={value} is out of range {low}..{high}")
+        if self.size % 6:
+            raise TrainingError(f"size={self.size} is not a multiple of 6, which the drawn letters need; try 96")
+        if self.source_size < self.size:
+            raise TrainingError(f"source_size={self.source_size} is below size={self.size}; crops would be enlarged")
+        if self.dtype not in DTYPES:
+            raise TrainingError(f"dtype={self.dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+
 
 class CopyDetector(keras.Model):
     """The network under training: `fit` gives it photos, its loss compares two random views of each."""
@@ -50,6 +80,11 @@ class CopyDetector(keras.Model):
         self.settings = settings
         self.seed = keras.random.SeedGenerator(settings.seed)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the edits of `epoch` as a function of the seed and its number: checkpoints do not keep random state."""
+        state = np.random.SeedSequence([self.settings.seed, epoch]).generate_state(2) >> 1
+        self.seed.state.assign(state.astype(keras.backend.standardize_dtype(self.seed.state.dtype)))
+
     def call(self, photos: Tensor, training: bool = False) -> Tensor:
         """`(n, source, source, 3)` uint8 -> `(2n, dim)`: first every mild view, then every strong one."""
         photos = ops.cast(photos, "float32")
@@ -58,12 +93,13 @@ class CopyDetector(keras.Model):
 
     def compute_loss(
         self,
-        x: Tensor = None,
-        y: Tensor = None,
+        x: Tensor = None,  # noqa: ARG002 - Keras' signature
+        y: Tensor = None,  # noqa: ARG002
         y_pred: Tensor = None,
-        sample_weight: Tensor = None,
-        training: bool = True,
+        sample_weight: Tensor = None,  # noqa: ARG002
+        training: bool = True,  # noqa: ARG002
     ) -> Tensor:
+        """The contrastive loss of a batch's two views."""
         first, second = ops.split(y_pred, 2, axis=0)
         return contrastive_loss(
             first,
@@ -73,12 +109,69 @@ class CopyDetector(keras.Model):
         )
 
 
-def train_embedder(photos: Path, checkpoints: Path, settings: TrainingSettings, *, verbose: int = 2) -> keras.Model:
-    """The trained network, in float32. Resumes from `checkpoints` when an earlier training was stopped there."""
+class _EachEpoch(keras.callbacks.Callback):
+    """Shuffles before an epoch, saves after it, and gives up when the loss is no number."""
+
+    def __init__(self, batches: PhotoBatches, folder: Path) -> None:
+        super().__init__()
+        self._batches = batches
+        self._folder = folder
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        self._batches.start_epoch(epoch)
+        self.model.start_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if math.isnan(loss):
+            raise TrainingError(f"the loss became NaN in epoch {epoch + 1}; lower learning_rate or use float32")
+        saved.save(self._folder, self.model, epoch + 1)
+
+
+def train_embedder(
+    photos: Path,
+    output: Path,
+    *,
+    checkpoints: Path,
+    settings: TrainingSettings | None = None,
+    min_score: float = 0.8,
+    verbose: int = 2,
+) -> EmbedderSpec:
+    """Train on every image under `photos` and write the embedder directory `output`, which must not exist yet.
+
+    Resumes from `checkpoints` when the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
+    epoch). Raises TrainingError, and TrainingInterrupted on Ctrl-C.
+    """
+    settings = settings or TrainingSettings()
+    if output.exists():
+        raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
+    pixels = load_photos(photos, size=settings.source_size, batch_size=settings.batch_size)
+    record = dataclasses.asdict(settings) | {"num_photos": len(pixels), "photos_sha256": photos_sha256(pixels)}
+    saved.claim(checkpoints, record)
+    try:
+        network = _fit(
+            PhotoBatches(pixels, batch_size=settings.batch_size, seed=settings.seed), checkpoints, settings, verbose
+        )
+    except KeyboardInterrupt as interrupt:
+        raise TrainingInterrupted(
+            f"stopped after {saved.last_epoch(checkpoints)} of {settings.epochs} epochs; the state is kept in "
+            f"{checkpoints}: run the same command again to go on from there"
+        ) from interrupt
+    except OSError as error:
+        raise TrainingError(
+            f"the training cannot go on: {error}; free the disk and run the same command again"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix=".trained-", dir=checkpoints) as folder:
+        weights = Path(folder) / "trained.weights.h5"
+        network.save_weights(weights)
+        return create_embedder_dir(
+            output, architecture="vgg_copy", weights=weights, size=settings.size, dim=settings.dim, min_score=min_score
+        )
+
+
+def _fit(batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, verbose: int) -> keras.Model:
+    """The trained network, in float32."""
     keras.utils.set_random_seed(settings.seed)
-    batches = PhotoBatches(
-        load_photos(photos, size=settings.source_size), batch_size=settings.batch_size, seed=settings.seed
-    )
     network = vgg_copy(size=settings.size, dim=settings.dim, dtype=settings.dtype)
     detector = CopyDetector(network, settings)
     num_steps = settings.epochs * len(batches)
@@ -91,15 +184,15 @@ def train_embedder(photos: Path, checkpoints: Path, settings: TrainingSettings, 
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
     detector.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
-    detector(batches[0][0])  # Keras restores a checkpoint only into a model that was called once.
+    detector(batches[0][0])  # A checkpoint can be restored only into a model that was called once.
+    optimizer.build(detector.trainable_variables)
     detector.fit(
         batches,
+        initial_epoch=saved.restore(checkpoints, detector),
         epochs=settings.epochs,
+        shuffle=False,
         verbose=verbose,
-        callbacks=[
-            keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)),
-            keras.callbacks.BackupAndRestore(str(checkpoints), delete_checkpoint=False),
-        ],
+        callbacks=[_EachEpoch(batches, checkpoints)],
     )
     trained = vgg_copy(size=settings.size, dim=settings.dim)
     trained.set_weights(network.get_weights())
