@@ -2,22 +2,25 @@
 
 Sits between the bytes that users bring and `preprocessing`. Imports Pillow and numpy, never Keras. `containers` reads
 the size and leaves out all metadata before Pillow sees the file, which then goes straight to the one decoder of its
-format: no other plugin is ever tried, and nothing of Pillow's global state is changed.
+format: no other plugin is ever tried. Damaged files are told of by exception only, never on stderr.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import re
 import struct
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -147,6 +150,18 @@ def _silence_pillow() -> None:
     """Keep Pillow's remarks on odd files out of the log; `catch_warnings` is not thread-safe, a first filter is."""
     if warnings.filters[:1] != [_PILLOW_WARNINGS]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _silence_libtiff() -> None:
+    """Take libtiff's error handler away, which prints what Pillow raises anyway; no loss where it cannot be found."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    with suppress(OSError, AttributeError):
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+_silence_libtiff()
 
 
 def _open(container: Container, limits: ImageLimits) -> ImageFile.ImageFile:
