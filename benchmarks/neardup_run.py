@@ -40,7 +40,7 @@ def run_neardup(arguments: Sequence[str]) -> NeardupRun:
     """`neardup ARGUMENTS --json`; its progress goes to our stderr. Raises click.ClickException when it fails."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "cli", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
-    memory = _PeakMemory(process.pid)
+    memory = PeakMemory(process.pid)
     memory.start()
     try:
         printed, _ = process.communicate()
@@ -55,39 +55,43 @@ def run_neardup(arguments: Sequence[str]) -> NeardupRun:
     return NeardupRun(summary=json.loads(printed), wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
 
 
-class _PeakMemory(threading.Thread):
+class PeakMemory(threading.Thread):
     """Samples the memory of a process and all its descendants: Spark's JVM and its Python workers included."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
-        self.kind, self._of_process = _memory_measure()
+        self.kind, self._measure = _memory_measure()
         self._pid = pid
         self._stopped = threading.Event()
 
     def run(self) -> None:
+        """Sample until `stop`."""
         while not self._stopped.wait(SAMPLE_INTERVAL_S):
-            self.peak_bytes = max(self.peak_bytes, self._sample())
+            self.peak_bytes = max(self.peak_bytes, sum(map(self._bytes_of, self.processes())))
 
     def stop(self) -> None:
+        """End the sampling; returns when it has ended."""
         self._stopped.set()
         self.join()
 
-    def _sample(self) -> int:
+    def processes(self) -> list[Any]:
+        """The process and its descendants, as far as they are alive."""
         import psutil
 
         try:
             root = psutil.Process(self._pid)
-            processes = [root, *root.children(recursive=True)]
+            return [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _bytes_of(self, process: Any) -> int:
+        import psutil
+
+        try:
+            return self._measure(process)
         except psutil.Error:
             return 0
-        total = 0
-        for process in processes:
-            try:
-                total += self._of_process(process)
-            except psutil.Error:
-                continue
-        return total
 
 
 def _memory_measure() -> tuple[str, Callable[[Any], int]]:

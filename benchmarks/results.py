@@ -16,8 +16,8 @@ from rich.table import Table
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a bordered table; the first column is text, the others are right-aligned."""
-    table = Table(title=title, title_justify="left")
+    """Print a bordered table; the first column is text, the others are right-aligned. Empty names: no header row."""
+    table = Table(title=title, title_justify="left", show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
