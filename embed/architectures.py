@@ -107,14 +107,14 @@ def fold_batch_norm(network: keras.Model, *, dtype: str = "float32") -> keras.Mo
 
 
 def _folded(linear: Any, norm: Any, dtype: str) -> Any:
-    mean, variance = (ops.convert_to_numpy(moment) for moment in (norm.moving_mean, norm.moving_variance))
+    mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
     scale = 1.0 / np.sqrt(variance + norm.epsilon)
     if norm.scale:
-        scale = scale * ops.convert_to_numpy(norm.gamma)
+        scale = scale * norm.gamma.numpy()
     bias = -mean * scale
     if norm.center:
-        bias = bias + ops.convert_to_numpy(norm.beta)
-    kernel = ops.convert_to_numpy(linear.kernel) * scale
+        bias = bias + norm.beta.numpy()
+    kernel = linear.kernel.numpy() * scale
     folded: Any
     if isinstance(linear, layers.Dense):
         folded = layers.Dense(linear.units, dtype="float32")

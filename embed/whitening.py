@@ -6,7 +6,6 @@ Source: Jegou and Chum, "Negative evidences and co-occurences in image retrieval
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +59,14 @@ def whitening_bytes(whitening: Whitening) -> bytes:
 def read_whitening(path: Path) -> Whitening:
     """The whitening of an `.npz` with `mean` and `projection`, never unpickled; raises EmbedderError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Whitening(
                 mean=np.asarray(arrays["mean"], dtype=np.float32),
                 projection=np.asarray(arrays["projection"], dtype=np.float32),
             )
     except EmbedderError as error:
         raise EmbedderError(f"{path}: {error}") from error
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise EmbedderError(
             f"{path} is not a whitening file ({error}); it is an .npz with the arrays `mean` and `projection`"
         ) from error

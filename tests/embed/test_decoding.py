@@ -192,7 +192,7 @@ def test_lab_becomes_rgb() -> None:
     srgb, lab = (ImageCms.ImageCmsProfile(ImageCms.createProfile(space)) for space in ("sRGB", "LAB"))
     image = ImageCms.ImageCmsTransform(srgb, lab, "RGB", "LAB").apply(Image.fromarray(picture() // 2 + 64))
 
-    assert np.abs(decode_image(encoded(image, "TIFF")).astype(int) - (picture() // 2 + 64)).max() <= 6
+    assert np.abs(decode_image(encoded(image, "TIFF")).astype(int) - (picture() // 2 + 64)).max() <= 10
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -1,0 +1,67 @@
+"""The contrastive loss against a numpy twin that follows the papers' sums literally."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytestmark = pytest.mark.tensorflow
+
+
+def unit_rows(n: int, dim: int, seed: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def numpy_loss(
+    first: NDArray[np.float32], second: NDArray[np.float32], temperature: float, entropy_weight: float
+) -> float:
+    """NT-Xent (arXiv 2002.05709, eq. 1) minus weighted KoLeo (arXiv 1806.03198, eq. 2), one term at a time."""
+    rows, n = np.concatenate([first, second]), len(first)
+    nt_xent, entropy = 0.0, 0.0
+    for i in range(2 * n):
+        partner = (i + n) % (2 * n)
+        others = [j for j in range(2 * n) if j != i]
+        total = sum(math.exp(float(rows[i] @ rows[j]) / temperature) for j in others)
+        nt_xent -= math.log(math.exp(float(rows[i] @ rows[partner]) / temperature) / total)
+        entropy += math.log(min(float(np.linalg.norm(rows[i] - rows[j])) for j in others if j != partner))
+    return nt_xent / (2 * n) - entropy_weight * entropy / (2 * n)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.5])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_loss_equals_its_numpy_twin(temperature: float, entropy_weight: float) -> None:
+    """The vectorised loss is the papers' double sum."""
+    from embed.training.loss import contrastive_loss
+
+    first, second = unit_rows(6, 8, 0), unit_rows(6, 8, 1)
+
+    loss = float(contrastive_loss(first, second, temperature=temperature, entropy_weight=entropy_weight))
+
+    assert loss == pytest.approx(numpy_loss(first, second, temperature, entropy_weight), rel=1e-4)
+
+
+def test_agreeing_views_cost_less_than_strangers() -> None:
+    """Views of the same photos that agree have a lower loss than views that do not."""
+    from embed.training.loss import contrastive_loss
+
+    first, stranger = unit_rows(16, 8, 0), unit_rows(16, 8, 1)
+
+    agreeing, strange = (
+        float(contrastive_loss(first, view, temperature=0.1, entropy_weight=0.5)) for view in (first, stranger)
+    )
+
+    assert agreeing < strange
+
+
+def test_collapse_is_finite() -> None:
+    """If all embeddings fall together the loss is large but a number, so training can recover."""
+    from embed.training.loss import contrastive_loss
+
+    same = np.tile(unit_rows(1, 8, 0), (4, 1))
+
+    assert math.isfinite(float(contrastive_loss(same, same, temperature=0.06, entropy_weight=0.5)))

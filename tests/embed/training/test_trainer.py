@@ -1,0 +1,187 @@
+"""The trainer on a handful of tiny photos: it learns numbers, resumes exactly and refuses what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embed.errors import TrainingError, TrainingInterrupted
+
+if TYPE_CHECKING:
+    from embed.training.trainer import TrainingSettings
+
+pytestmark = [
+    pytest.mark.tensorflow,
+    # Keras saves variables through an `__array__` that numpy 2 would like to have one more parameter.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+]
+
+
+def tiny(**changes: Any) -> TrainingSettings:
+    from embed.training.trainer import TrainingSettings
+
+    settings = TrainingSettings(size=18, dim=8, source_size=24, epochs=3, batch_size=8, warmup_steps=2, dtype="float32")
+    return dataclasses.replace(settings, **changes)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty pictures of noise, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        pixels = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 30)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def weights(directory: Path) -> list[Any]:
+    from embed.architectures import vgg_copy
+
+    network = vgg_copy(size=18, dim=8)
+    network.load_weights(directory / "vgg_copy.weights.h5")
+    return list(network.get_weights())
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    from embed.training import checkpoints
+
+    save = checkpoints.save
+
+    def save_then_stop(folder: Path, model: Any, epoch: int) -> None:
+        save(folder, model, epoch)
+        if epoch == epochs:
+            raise error
+
+    monkeypatch.setattr(checkpoints, "save", save_then_stop)
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by Ctrl-C after an epoch and run again, training ends with the undisturbed weights, in an embedder."""
+    from embed.training.trainer import train_embedder
+
+    whole = train_embedder(photos, tmp_path / "whole", checkpoints=tmp_path / "c1", settings=tiny(), verbose=0)
+    with monkeypatch.context() as patch:
+        stop_after(1, patch, KeyboardInterrupt())
+        with pytest.raises(TrainingInterrupted, match=r"after 1 of 3 epochs.*same command again"):
+            train_embedder(photos, tmp_path / "resumed", checkpoints=tmp_path / "c2", settings=tiny(), verbose=0)
+    assert not (tmp_path / "resumed").exists()
+
+    resumed = train_embedder(photos, tmp_path / "resumed", checkpoints=tmp_path / "c2", settings=tiny(), verbose=0)
+
+    assert (whole.size, whole.dim) == (18, 8)
+    for expected, actual in zip(weights(whole.directory), weights(resumed.directory), strict=True):
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch in bfloat16 reports a loss that is a number."""
+    from embed.training.trainer import train_embedder
+
+    settings = tiny(epochs=1, dtype="mixed_bfloat16")
+    train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=settings, verbose=2)
+
+    loss = float(capsys.readouterr().out.rsplit("loss: ", 1)[1])
+    assert math.isfinite(loss)
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path: Path, photos: Path) -> None:
+    """Other settings or photos are named, with what they were and what they are."""
+    from embed.training import checkpoints
+
+    record = {"seed": 0, "batch_size": 8, "photos_sha256": "aa"}
+    checkpoints.claim(tmp_path / "c", record)
+    checkpoints.claim(tmp_path / "c", record)
+
+    with pytest.raises(TrainingError, match="seed: there 0, now 1, photos_sha256: there 'aa', now 'bb'"):
+        checkpoints.claim(tmp_path / "c", record | {"seed": 1, "photos_sha256": "bb"})
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
+    """A checkpoint that cannot be read is an error that names it; training does not silently start over."""
+    from embed.training.trainer import train_embedder
+
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(1, patch, KeyboardInterrupt())
+        with pytest.raises(TrainingInterrupted):
+            train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+    (tmp_path / "c" / "epoch-00001.weights.h5").write_bytes(b"damaged")
+
+    with pytest.raises(TrainingError, match=r"epoch-00001\.weights\.h5 is damaged.*delete it"):
+        train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+
+
+def test_a_full_disk_is_a_training_error(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError while saving tells what to do, and the earlier checkpoints stay."""
+    from embed.training.trainer import train_embedder
+
+    stop_after(2, monkeypatch, OSError(28, "No space left on device"))
+
+    with pytest.raises(TrainingError, match=r"No space left on device.*same command again"):
+        train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+    assert [path.name for path in (tmp_path / "c").glob("epoch-*")] == ["epoch-00002.weights.h5"]
+
+
+def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Hours of training never end at a directory that was there all along."""
+    from embed.training.trainer import train_embedder
+
+    with pytest.raises(TrainingError, match="already exists"):
+        train_embedder(tmp_path / "none", tmp_path, checkpoints=tmp_path / "c", settings=tiny())
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("missing", "is not a directory"), ("photos", "20 readable images in 21 files.*at least 64")],
+)
+def test_too_few_photos_are_refused(tmp_path: Path, photos: Path, folder: str, message: str) -> None:
+    """A folder that is missing or holds less than two batches says what is needed."""
+    from embed.training.trainer import train_embedder
+
+    with pytest.raises(TrainingError, match=message):
+        train_embedder(tmp_path / folder, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(batch_size=32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, r"epochs=0 is out of range 1\.\.99999"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
+        ({"size": 20}, "size=20 is not a multiple of 6"),
+        ({"size": 30}, "source_size=24 is below size=30"),
+        ({"dtype": "float16"}, "dtype='float16' is unknown"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Each setting is checked when it is made, with its value and range."""
+    with pytest.raises(TrainingError, match=message):
+        tiny(**changes)
+
+
+def test_photos_are_shuffled_by_seed_and_epoch() -> None:
+    """Each epoch visits every photo of whole batches once, in an order that seed and epoch alone decide."""
+    from embed.training.photos import PhotoBatches
+
+    numbered = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    batches = PhotoBatches(numbered, batch_size=5, seed=1)
+
+    def epoch(number: int) -> list[list[int]]:
+        batches.start_epoch(number)
+        return [batches[i][0].ravel().tolist() for i in range(len(batches))]
+
+    first, second = epoch(0), epoch(1)
+
+    assert sorted(first[0] + first[1]) == list(range(10))
+    assert first != second
+    assert epoch(0) == first
