@@ -48,9 +48,7 @@ def catalogue(
         accepted = inspected.where("reason IS NULL").drop("reason", "detail")
         rejects = inspected.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
         write_table(_with_docs(accepted), folder / "catalogue")
-        write_table(
-            rejects.select(*schemas.columns(schemas.REJECTS)).orderBy("image_id"), folder / "rejects", num_files=1
-        )
+        write_table(rejects.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
         inspected.unpersist()
     return {}
@@ -144,8 +142,14 @@ def _with_docs(accepted: DataFrame) -> DataFrame:
         f.array(*[f.lit(start).cast("long") for start in starts]), (f.shiftright("sorted_row", 33) + 1).cast("int")
     )
     documented = numbered.withColumn("doc", first_doc + f.col("sorted_row").bitwiseAND((1 << 33) - 1))
-    originals = documented.groupBy("sha256").agg(f.min("doc").alias("original_doc"))
-    return documented.join(originals, "sha256").select(*schemas.columns(schemas.CATALOGUE)).orderBy("doc")
+    # Few images have copies, so the join is with a small table and leaves the order by doc alone.
+    copied = documented.groupBy("sha256").agg(f.min("doc").alias("first_doc"), f.count("doc").alias("copies"))
+    originals = copied.where("copies > 1").drop("copies")
+    return (
+        documented.join(originals, "sha256", "left")
+        .withColumn("original_doc", f.coalesce("first_doc", "doc"))
+        .select(*schemas.columns(schemas.CATALOGUE))
+    )
 
 
 def _require_unique_ids(listing: DataFrame, source: Source) -> None:

@@ -1,6 +1,6 @@
 """Step 6, cluster: matches become clusters around canonical images.
 
-The greedy k-cut runs on the driver over packed arrays: about 24 bytes an edge and 40 an image that has one.
+The greedy k-cut runs on the driver over packed arrays, about 40 bytes an edge and 100 an image, without Spark.
 Byte-identical copies were embedded once; here they join the cluster of their original with its score.
 """
 
@@ -9,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lsh.clusters import greedy_cut
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.session import write_arrow, write_table
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+from batch_jobs.session import write_arrow
+from lsh.clusters import greedy_cut
 
 STEP = "cluster"
-TABLES = ("members", "clusters")
+TABLES = ("clusters",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +34,33 @@ class Members:
     scores: NDArray[np.float32]
 
 
-def cluster_matches(spark: SparkSession, folder: Path, *, edges: str, catalogue: str) -> Mapping[str, Any]:
-    """Write `members` (docs) and `clusters` (image ids, largest cluster first); returns the counts for the summary."""
-    matches = (
-        spark.read.parquet(edges).select("left_doc", "right_doc", "score").orderBy("left_doc", "right_doc").toArrow()
-    )
-    images = spark.read.parquet(catalogue)
-    pixels = f.coalesce(f.col("width").cast("long") * f.col("height"), f.lit(0)).alias("pixels")
-    known = images.select("doc", "original_doc", pixels).orderBy("doc").toArrow()
+def cluster_matches(folder: Path, *, edges: str, catalogue: str) -> Mapping[str, Any]:
+    """Write `clusters`, largest first, the canonical first in each; returns the counts for the summary."""
+    matches = pq.read_table(edges, columns=["left_doc", "right_doc", "score"])
+    images = pq.read_table(catalogue, columns=["doc", "image_id", "original_doc", "width", "height", "size_bytes"])
+    images = images.sort_by("doc")
+    original_docs = images["original_doc"].to_numpy()
     members = cluster_docs(
         lefts=matches["left_doc"].to_numpy(),
         rights=matches["right_doc"].to_numpy(),
         scores=matches["score"].to_numpy(),
-        original_docs=known["original_doc"].to_numpy(),
-        pixels=known["pixels"].to_numpy(),
+        original_docs=original_docs,
+        pixels=_numbers(images["width"]) * _numbers(images["height"]),
     )
-    _, cluster_of_row, sizes = np.unique(members.canonical_docs, return_inverse=True, return_counts=True)
-    columns = [members.docs, members.canonical_docs, members.scores, sizes[cluster_of_row].astype(np.int32)]
-    write_arrow(pa.table(columns, schema=schemas.arrow(schemas.MEMBERS)), folder / "members")
-    clusters = _with_image_ids(spark, folder, catalogue)
-    write_table(clusters, folder / "clusters")
-    duplicates = images.join(
-        spark.read.parquet(str(folder / "members")).where("doc <> canonical_doc").select("doc"), "doc"
-    )
-    reclaimable = duplicates.agg(f.coalesce(f.sum("size_bytes"), f.lit(0)).alias("size_bytes")).first()
+    write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
+    is_canonical = members.docs == members.canonical_docs
     return {
-        "num_clusters": len(sizes),
-        "num_duplicates": int(len(members.docs) - len(sizes)),
-        "num_exact_copies": int((known["original_doc"].to_numpy() != known["doc"].to_numpy()).sum()),
-        "reclaimable_bytes": int(reclaimable["size_bytes"]) if reclaimable else 0,
+        "num_clusters": int(is_canonical.sum()),
+        "num_duplicates": int((~is_canonical).sum()),
+        "num_exact_copies": int((original_docs != np.arange(len(original_docs))).sum()),
+        "reclaimable_bytes": int(_numbers(images["size_bytes"])[members.docs[~is_canonical]].sum()),
     }
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A column as int64, nulls (embeddings made elsewhere have no sizes) as 0."""
+    numbers: NDArray[np.int64] = pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
+    return numbers
 
 
 def cluster_docs(
@@ -91,13 +86,17 @@ def cluster_docs(
     return Members(docs, canonical_docs[docs], member_scores[docs])
 
 
-def _with_image_ids(spark: SparkSession, folder: Path, catalogue: str) -> Any:
-    ids = spark.read.parquet(catalogue).select("image_id", "doc")
-    members = spark.read.parquet(str(folder / "members"))
-    return (
-        members.join(ids, "doc")
-        .join(ids.toDF("canonical_id", "canonical_doc"), "canonical_doc")
-        .withColumn("is_canonical", f.col("doc") == f.col("canonical_doc"))
-        .orderBy(f.desc("size"), "canonical_doc", f.desc("is_canonical"), f.desc("score"), "doc")
-        .select(*schemas.columns(schemas.CLUSTERS))
-    )
+def _clusters_table(members: Members, image_ids: pa.ChunkedArray) -> pa.Table:
+    """`CLUSTERS` rows, ordered by size, then canonical doc, the canonical itself, score and doc."""
+    _, cluster_of_row, sizes = np.unique(members.canonical_docs, return_inverse=True, return_counts=True)
+    size = sizes[cluster_of_row].astype(np.int32)
+    is_canonical = members.docs == members.canonical_docs
+    order = np.lexsort((members.docs, -members.scores, ~is_canonical, members.canonical_docs, -size))
+    columns = [
+        image_ids.take(pa.array(members.docs[order])),
+        image_ids.take(pa.array(members.canonical_docs[order])),
+        members.scores[order],
+        is_canonical[order],
+        size[order],
+    ]
+    return pa.table(columns, schema=schemas.arrow(schemas.CLUSTERS))

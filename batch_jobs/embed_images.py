@@ -26,12 +26,12 @@ from embed.decoding import ImageLimits, ImageRejected, decode_image
 from embed.preprocessing import to_square
 
 if TYPE_CHECKING:
-    from embed.embedder import Embedder
     from pyspark.sql import DataFrame, SparkSession
+
+    from embed.embedder import Embedder
 
 STEP = "embed"
 TABLES = ("embeddings", "rejects")
-IMAGES_PER_TASK = 512
 BATCH_SIZE = 32
 
 Decoded = NDArray[np.uint8] | ImageRejected
@@ -49,13 +49,12 @@ class EmbedTask:
 
 
 def embed_images(
-    spark: SparkSession, folder: Path, *, source: Source, catalogue: str, task: EmbedTask, num_partitions: int
+    spark: SparkSession, folder: Path, *, source: Source, catalogue: str, task: EmbedTask, num_tasks: int
 ) -> Mapping[str, Any]:
     """Write `embeddings` and `rejects` of the catalogue's distinct images."""
-    images = _distinct_images(spark, source, catalogue)
-    num_tasks = max(num_partitions, -(-images.count() // IMAGES_PER_TASK))
     embedded = (
-        images.repartitionByRange(num_tasks, "doc")
+        _distinct_images(spark, source, catalogue)
+        .repartitionByRange(num_tasks, "doc")
         .sortWithinPartitions("doc")
         .mapInArrow(partial(embed_batches, task=task), schemas.EMBEDDED)
         .persist()
@@ -64,9 +63,7 @@ def embed_images(
         found = embedded.where("embedding IS NOT NULL").select(*schemas.columns(schemas.EMBEDDINGS))
         write_table(found, folder / "embeddings")
         rejects = embedded.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
-        write_table(
-            rejects.select(*schemas.columns(schemas.REJECTS)).orderBy("image_id"), folder / "rejects", num_files=1
-        )
+        write_table(rejects.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
         embedded.unpersist()
     return {}

@@ -7,18 +7,17 @@ row per range of left docs. A pair found in several partitions is merged, its sh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.session import write_table
 from lsh.blocks import decode_term_blocks, encode_pair_block
+from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,11 +38,15 @@ def find_candidates(
     num_partitions: int,
 ) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was cut in oversized ones."""
+
+    def join(table: pa.Table) -> pa.Table:
+        return join_blocks(table, params=params, docs_per_range=docs_per_range)
+
     write_table(
         spark.read.parquet(term_blocks)
         .repartition(num_partitions, "part")
         .groupBy("part")
-        .applyInArrow(partial(join_blocks, params=params, docs_per_range=docs_per_range), schemas.PAIR_BLOCKS),
+        .applyInArrow(join, schemas.PAIR_BLOCKS),
         folder / "pair_blocks",
     )
     totals = (

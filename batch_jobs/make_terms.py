@@ -38,8 +38,6 @@ def make_terms(
     """Write `term_blocks` for `num_partitions` reduce partitions, and `codes`."""
     hashed = (
         spark.read.parquet(embeddings)
-        .repartitionByRange(num_partitions, "doc")
-        .sortWithinPartitions("doc")
         .mapInArrow(partial(hash_batches, params=params, num_parts=num_partitions), schemas.HASHED)
         .persist()
     )
@@ -76,17 +74,25 @@ def embedding_rows(column: pa.Array, *, dim: int) -> NDArray[np.float32]:
 def _gathered(
     batches: Iterator[pa.RecordBatch], *, dim: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
-    """Consecutive batches joined to about `DOCS_PER_BLOCK` rows."""
+    """Consecutive batches joined to about `DOCS_PER_BLOCK` rows, docs ascending."""
     docs: list[NDArray[np.uint64]] = []
     embeddings: list[NDArray[np.float32]] = []
     for batch in batches:
         docs.append(batch["doc"].to_numpy().astype(np.uint64))
         embeddings.append(embedding_rows(batch["embedding"], dim=dim))
         if sum(map(len, docs)) >= DOCS_PER_BLOCK:
-            yield np.concatenate(docs), np.concatenate(embeddings)
+            yield _by_doc(docs, embeddings)
             docs, embeddings = [], []
     if docs:
-        yield np.concatenate(docs), np.concatenate(embeddings)
+        yield _by_doc(docs, embeddings)
+
+
+def _by_doc(
+    docs: list[NDArray[np.uint64]], embeddings: list[NDArray[np.float32]]
+) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    all_docs = np.concatenate(docs)
+    order = np.argsort(all_docs)
+    return all_docs[order], np.concatenate(embeddings)[order]
 
 
 def _hashed_rows(**arrays: Any) -> pa.RecordBatch:

@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embed.embedder import describe_embedder
-
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.session import default_parallelism, num_cores, spark_session, watched
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
+from embed.embedder import describe_embedder
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,6 +31,7 @@ STEPS = (
     select_matches.STEP,
     cluster_matches.STEP,
 )
+IMAGES_PER_TASK = 512
 MAX_DOCS_PER_RANGE = 262_144
 
 
@@ -165,7 +165,7 @@ class Pipeline:
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
                 task=task,
-                num_partitions=self.num_partitions,
+                num_tasks=max(self.num_partitions, -(-catalogued.num_rows["catalogue"] // IMAGES_PER_TASK)),
             )
 
         inputs = {"catalogue": catalogued.key, "embedder": self.model.digest, "dtype": self.settings.dtype}
@@ -220,7 +220,6 @@ class Pipeline:
                 folder,
                 pair_blocks=found.table("pair_blocks"),
                 codes=self.outputs[make_terms.STEP].table("codes"),
-                catalogue=self.outputs[catalogue.STEP].table("catalogue"),
                 selection=selection,
                 docs_per_range=found.stats["docs_per_range"],
                 num_partitions=self.num_partitions,
@@ -238,7 +237,6 @@ class Pipeline:
 
         def write(folder: Path) -> Mapping[str, Any]:
             return cluster_matches.cluster_matches(
-                self.spark,
                 folder,
                 edges=selected.table("edges"),
                 catalogue=self.outputs[catalogue.STEP].table("catalogue"),
@@ -290,7 +288,7 @@ def run_pipeline(
     """Run `settings` in its workspace; `and_then` gets the finished run while the workspace is still locked."""
     listener = listener or SilentListener()
     source = open_source(settings.source, uri_root=settings.uri_root)
-    with Workspace(settings.workspace) as workspace, _operator_errors(settings.workspace):
+    with Workspace(settings.workspace) as workspace, operator_errors(settings.workspace):
         started = time.monotonic()
         listener.stage_started("start")
         with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
@@ -304,7 +302,7 @@ def run_pipeline(
 
 
 @contextmanager
-def _operator_errors(workspace: Path) -> Iterator[None]:
+def operator_errors(workspace: Path) -> Iterator[None]:
     """Spark's errors in an operator's words; the whole story stays in the log."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
@@ -322,16 +320,17 @@ def _operator_errors(workspace: Path) -> Iterator[None]:
 
 def _model_of(source: Source, settings: RunSettings) -> Model:
     """Where the source's embeddings come from; raises SourceError when no threshold is known for them."""
-    spec = describe_embedder(settings.embedder)
-    dim, made_by = spec.dim, spec.digest
-    if source.kind is SourceKind.EMBEDDINGS:
-        given = read_embeddings(source.path)
-        dim, made_by = int(given.embeddings.shape[1]), given.digest
+    if source.kind is not SourceKind.EMBEDDINGS:
+        spec = describe_embedder(settings.embedder)
+        return Model(spec.digest, spec.dim, spec.min_score if settings.min_score is None else settings.min_score)
+    given = read_embeddings(source.path)
+    dim = int(given.embeddings.shape[1])
     if settings.min_score is not None:
-        return Model(made_by, dim, settings.min_score)
-    if made_by != spec.digest:
+        return Model(given.digest, dim, settings.min_score)
+    spec = describe_embedder(settings.embedder)
+    if given.digest != spec.digest:
         raise SourceError(
-            f"source {settings.source} was embedded by {made_by[:12]}, for which no threshold is known; "
+            f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
             "give --min-score, for example 0.8"
         )
-    return Model(made_by, dim, spec.min_score)
+    return Model(spec.digest, dim, spec.min_score)

@@ -46,11 +46,8 @@ PAIR_BLOCKS = (
 SCORED = "left_doc long, right_doc long, similarity float, score float, shared_terms int, histogram binary"
 """What a task of `select_matches` emits: matches, and one row that only holds the similarities' histogram."""
 
-EDGES = (
-    "left_id string, right_id string, left_doc long, right_doc long, similarity float, score float, shared_terms int"
-)
-
-MEMBERS = "doc long, canonical_doc long, score float, size int"
+EDGES = "left_doc long, right_doc long, similarity float, score float, shared_terms int"
+"""Matches, `left_doc < right_doc`."""
 
 CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
 

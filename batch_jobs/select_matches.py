@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +55,15 @@ def select_matches(
     *,
     pair_blocks: str,
     codes: str,
-    catalogue: str,
     selection: Selection,
     docs_per_range: int,
     num_partitions: int,
 ) -> Mapping[str, Any]:
     """Write `edges`; returns the histogram of the candidates' similarities over -1..1."""
-    verify = partial(verify_blocks, codes=codes, selection=selection, docs_per_range=docs_per_range)
+
+    def verify(table: pa.Table) -> pa.Table:
+        return verify_blocks(table, codes=codes, selection=selection, docs_per_range=docs_per_range)
+
     scored = (
         spark.read.parquet(pair_blocks)
         .where("block IS NOT NULL")
@@ -73,15 +74,7 @@ def select_matches(
         .persist()
     )
     try:
-        ids = spark.read.parquet(catalogue).select("image_id", "doc")
-        edges = (
-            scored.where("histogram IS NULL")
-            .join(ids.toDF("left_id", "left_doc"), "left_doc")
-            .join(ids.toDF("right_id", "right_doc"), "right_doc")
-            .select(*schemas.columns(schemas.EDGES))
-            .orderBy("left_doc", "right_doc")
-        )
-        write_table(edges, folder / "edges")
+        write_table(scored.where("histogram IS NULL").drop("histogram"), folder / "edges")
         histograms = [
             np.frombuffer(row["histogram"], "<i8")
             for row in scored.where("histogram IS NOT NULL").select("histogram").toLocalIterator()

@@ -67,6 +67,8 @@ def _start(master: str | None, log: Path) -> SparkSession:
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.memory", "2g")
+            # The JVM only moves blobs; compiling its code well would cost more time than it saves.
+            .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
             .config("spark.ui.enabled", "false")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.sql.warehouse.dir", str(log.parent / ".spark-warehouse"))
@@ -74,7 +76,6 @@ def _start(master: str | None, log: Path) -> SparkSession:
         )
     builder = (
         builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        .config("spark.sql.execution.arrow.useLargeVarTypes", "true")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "2048")
         # The pipeline sizes its own partitions; merging small ones would leave cores idle.
         .config("spark.sql.adaptive.enabled", "false")

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsh.candidates import CandidateParams
-
 from batch_jobs.errors import BatchError
 from embed.decoding import ImageLimits
+from lsh.candidates import CandidateParams
 from lsh.terms import TermParams
 
 

@@ -160,9 +160,9 @@ class Workspace:
                 for name in tables
                 for file, (size_bytes, _) in commit["tables"][name].items()
             )
-        except (WorkspaceError, OSError, KeyError, TypeError, ValueError):
+            return _output(step, key, folder, commit, reused=True) if whole else None
+        except (WorkspaceError, OSError, AttributeError, KeyError, TypeError, ValueError):
             return None
-        return _output(step, key, folder, commit, reused=True) if whole else None
 
     def _remove_unfinished(self) -> None:
         for folder in (self.steps_folder, self.runs_folder):

@@ -1,0 +1,170 @@
+"""Tests of the steps that read images, catalogue and embed, and of what a run of images hands to people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch_jobs import schemas
+from batch_jobs.errors import RejectedError, SourceError, WorkspaceError
+from batch_jobs.exports import export_run, read_rejects
+from batch_jobs.pipeline import Run, run_pipeline
+from batch_jobs.settings import RunSettings
+from batch_jobs.workspace import Workspace
+from tests.photos import write_photo_folder
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = [pytest.mark.spark, pytest.mark.tensorflow]
+
+
+def table(run: Run, step: str, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(run.steps[step].table(name)).to_pylist()
+    return rows
+
+
+def by_doc(run: Run) -> list[tuple[int, bytes]]:
+    return sorted((row["doc"], row["embedding"]) for row in table(run, "embed", "embeddings"))
+
+
+@pytest.fixture(scope="module")
+def images_run(spark: SparkSession, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("images")
+    folder = write_photo_folder(root / "photos")
+    return run_pipeline(RunSettings(source=str(folder), workspace=root / "workspace", embedder=tiny_embedder))
+
+
+def test_every_file_is_embedded_copied_or_rejected(images_run: Run) -> None:
+    """Nothing is lost: a file of the source has an embedding, or its original has, or a reason says why not."""
+    embedded = {row["doc"] for row in table(images_run, "embed", "embeddings")}
+    found = {row["image_id"] for row in table(images_run, "catalogue", "catalogue") if row["original_doc"] in embedded}
+    rejected = set(read_rejects(images_run)["image_id"].to_pylist())
+    assert not found & rejected
+    assert found | rejected == {
+        Path(file).relative_to(images_run.source.path).as_posix() for file in images_run.source.files
+    }
+
+
+def test_docs_are_dense_and_follow_the_ids(images_run: Run) -> None:
+    """Docs are 0..n-1 in the order of the image ids."""
+    rows = sorted(table(images_run, "catalogue", "catalogue"), key=lambda row: row["image_id"])
+    assert [row["doc"] for row in rows] == list(range(len(rows)))
+
+
+def test_exact_copies_point_to_their_first_doc(images_run: Run) -> None:
+    """Files with equal bytes share an original and are embedded once."""
+    by_id = {row["image_id"]: row for row in table(images_run, "catalogue", "catalogue")}
+    copy, original = by_id["photo-0.png"], by_id["copies/same.png"]
+    assert copy["original_doc"] == original["doc"] == original["original_doc"]
+    assert copy["doc"] not in {row["doc"] for row in table(images_run, "embed", "embeddings")}
+
+
+def test_rejects_say_why(images_run: Run) -> None:
+    """Each file that is no whole image has its reason and the stage that found it."""
+    found = {row["image_id"]: (row["stage"], row["reason"]) for row in read_rejects(images_run).to_pylist()}
+    assert found == {
+        "empty.jpg": ("catalogue", "empty"),
+        "notes.txt": ("catalogue", "unknown_format"),
+        "noise.png": ("catalogue", found["noise.png"][1]),
+        "truncated.jpg": ("embed", "truncated"),
+        "wrong-extension.jpg": ("catalogue", "unknown_format"),
+    }
+
+
+def test_recompressed_copies_join_their_photo(images_run: Run) -> None:
+    """Each picture, its recompressed copy and its exact copy make one cluster."""
+    groups: dict[str, set[str]] = {}
+    for row in table(images_run, "cluster", "clusters"):
+        groups.setdefault(row["canonical_id"], set()).add(row["image_id"])
+    assert {"photo-0.png", "copies/photo-0.jpg", "copies/same.png"} in groups.values()
+
+
+def test_a_table_of_contents_gives_the_same_embeddings(images_run: Run, tiny_embedder: str, tmp_path: Path) -> None:
+    """Images from a content column and from files are the same images."""
+    folder = images_run.source.path
+    contents = pa.table(
+        {
+            "image_id": [Path(file).relative_to(folder).as_posix() for file in images_run.source.files],
+            "content": [Path(file).read_bytes() for file in images_run.source.files],
+        }
+    )
+    pq.write_table(contents, tmp_path / "images.parquet")
+    run = run_pipeline(
+        RunSettings(source=str(tmp_path / "images.parquet"), workspace=tmp_path / "workspace", embedder=tiny_embedder)
+    )
+    assert by_doc(run) == by_doc(images_run)
+    assert table(run, "cluster", "clusters") == table(images_run, "cluster", "clusters")
+
+
+def test_a_table_of_uris_stays_below_its_root(images_run: Run, tiny_embedder: str, tmp_path: Path) -> None:
+    """Relative uris are read from the root, absolute ones outside of it are rejected."""
+    folder = images_run.source.path
+    uris = pa.table({"image_id": ["in", "also", "out"], "uri": ["photo-1.png", "photo-2.png", "/etc/hostname"]})
+    pq.write_table(uris, tmp_path / "uris.parquet")
+    run = run_pipeline(
+        RunSettings(
+            source=str(tmp_path / "uris.parquet"),
+            workspace=tmp_path / "workspace",
+            embedder=tiny_embedder,
+            uri_root=folder,
+        )
+    )
+    assert [row["image_id"] for row in table(run, "catalogue", "catalogue")] == ["also", "in"]
+    (reject,) = read_rejects(run).to_pylist()
+    assert (reject["image_id"], reject["reason"]) == ("out", "unreadable")
+
+
+def test_repeated_ids_of_a_table_are_named(spark: SparkSession, tiny_embedder: str, tmp_path: Path) -> None:
+    """Two rows with one id are refused before anything is embedded."""
+    pq.write_table(pa.table({"image_id": ["a", "b", "a"], "uri": ["1", "2", "3"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match="more than once, such as a;"):
+        run_pipeline(RunSettings(source=str(tmp_path / "t.parquet"), workspace=tmp_path / "w", embedder=tiny_embedder))
+
+
+def test_too_many_rejects_fail_the_run(images_run: Run) -> None:
+    """The run stops above max_reject_ratio and says where the reasons are."""
+    with pytest.raises(RejectedError, match=r"max_reject_ratio=0\.1"):
+        run_pipeline(
+            RunSettings(
+                source=str(images_run.source.path),
+                workspace=images_run.settings.workspace,
+                embedder=images_run.settings.embedder,
+                max_reject_ratio=0.1,
+            )
+        )
+
+
+def test_another_embedder_is_refused(images_run: Run, tmp_path: Path) -> None:
+    """A workspace holds the embeddings of one embedder."""
+    from embed.embedder import create_embedder_dir
+
+    create_embedder_dir(tmp_path / "other", architecture="vgg_copy", weights="seeded", size=32, seed=7)
+    with pytest.raises(WorkspaceError, match="embedder: "):
+        run_pipeline(
+            RunSettings(
+                source=str(images_run.source.path),
+                workspace=images_run.settings.workspace,
+                embedder=str(tmp_path / "other"),
+            )
+        )
+
+
+def test_exports_hold_the_table(images_run: Run) -> None:
+    """The CSV and the JSON lines have one line per row of the clusters table."""
+    import csv
+    import json
+
+    with Workspace(images_run.settings.workspace) as workspace:
+        outputs = export_run(images_run, workspace)
+    rows = table(images_run, "cluster", "clusters")
+    with Path(outputs["clusters_csv"]).open(newline="", encoding="utf-8") as file:
+        from_csv = list(csv.DictReader(file))
+    from_json = [json.loads(line) for line in Path(outputs["clusters_jsonl"]).read_text("utf-8").splitlines()]
+    assert [row["image_id"] for row in from_csv] == [row["image_id"] for row in rows]
+    assert [list(row) for row in from_json] == [schemas.columns(schemas.CLUSTERS)] * len(rows)
+    assert [row["score"] for row in from_json] == pytest.approx([row["score"] for row in rows], abs=1e-6)

@@ -1,0 +1,42 @@
+"""Fixtures that every test may use: one Spark session for all, a folder of photos, a small seeded embedder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.photos import write_photo_folder
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+os.environ["PYTHONWARNINGS"] = "default"  # what the tests' own processes print is not an error of the test
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The session that all Spark tests share: it takes five seconds to start."""
+    from batch_jobs.session import spark_session
+
+    with spark_session(master="local[2]", log=tmp_path_factory.mktemp("spark") / "spark.log") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An embedder directory with random weights and small images, so that a test waits for TensorFlow only once."""
+    from embed.embedder import create_embedder_dir
+
+    folder = tmp_path_factory.mktemp("embedder") / "tiny"
+    create_embedder_dir(folder, architecture="vgg_copy", weights="seeded", size=32, min_score=0.997)
+    return str(folder)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """A small folder of synthetic photos, copies and files that are no images."""
+    return write_photo_folder(tmp_path / "photos")
