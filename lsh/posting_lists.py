@@ -110,9 +110,8 @@ class PostingLists:
         except ParameterError as error:
             raise FormatError(f"a file of posting lists is damaged: {error}") from error
         if np.any(offsets[1:] < offsets[:-1]):
-            raise FormatError(
-                f"offset of bucket {int(np.argmax(offsets[1:] < offsets[:-1])) + 1} is below the one before"
-            )
+            bucket = int(np.argmax(offsets[1:] < offsets[:-1]))
+            raise FormatError(f"the posting list of bucket {bucket} ends before it starts; the file is damaged")
         bucket = int(_first_bad_bucket(offsets, data, decode(data, num_postings)))
         if bucket >= 0:
             raise FormatError(f"posting list of bucket {bucket} does not hold whole, distinct, ascending docs")

@@ -5,26 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from numba import njit
-from numpy.typing import NDArray
 
-from lsh.bits import count_ones, mix64
+from lsh.bits import mix64
 
 word = st.integers(0, 2**64 - 1)
-
-
-@njit
-def _count_ones(words: NDArray[np.uint64]) -> int:
-    total = 0
-    for i in range(words.size):
-        total += np.int64(count_ones(words[i]))
-    return total
-
-
-@given(st.lists(word, min_size=1, max_size=20))
-def test_ones_are_counted(values: list[int]) -> None:
-    """`count_ones` equals Python's own count of one bits."""
-    assert _count_ones(np.array(values, dtype=np.uint64)) == sum(value.bit_count() for value in values)
 
 
 @given(word)

@@ -14,7 +14,8 @@ from lsh.errors import ParameterError
 
 def random_rows(num: int, dim: int) -> NDArray[np.float32]:
     rows = np.random.default_rng(num).standard_normal((num, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def slow_cosine(left: NDArray[np.int8], right: NDArray[np.int8]) -> np.float32:

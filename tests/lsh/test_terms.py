@@ -31,7 +31,8 @@ GOLDEN = [
 
 def random_rows(num: int, dim: int, *, seed: int = 0) -> NDArray[np.float32]:
     rows = np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def slow_terms(params: TermParams, rows: NDArray[np.float32]) -> list[list[int]]:

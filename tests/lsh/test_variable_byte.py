@@ -183,7 +183,7 @@ def test_values_of_another_type_or_shape_raise(values: NDArray[np.uint64]) -> No
 def test_data_of_another_type_and_negative_counts_raise() -> None:
     """Decoding takes uint8 data and a count of 0 or more; anything else raises ParameterError."""
     with pytest.raises(ParameterError, match="uint8"):
-        decode(np.zeros(3, dtype=np.int8), 3)  # type: ignore[arg-type]
+        decode(np.zeros(3, dtype=np.int8), 3)
     with pytest.raises(ParameterError, match="count=-1"):
         decode(data(), -1)
 

@@ -1,0 +1,186 @@
+"""Rules of candidate pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lsh import candidates as candidates_module
+from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
+from lsh.candidates import CandidateParams, Candidates, brute_force_candidates, candidate_pairs
+from lsh.components import connected_components
+from lsh.errors import ParameterError
+
+RANDOM_PARAMS = st.builds(
+    CandidateParams,
+    max_bucket_size=st.integers(3, 12),
+    num_sampled=st.integers(1, 3),
+    max_sketch_distance=st.sampled_from([0, 20, 32, 64]),
+)
+
+
+def make_postings(
+    terms: NDArray[np.uint64], sketches: NDArray[np.uint64], *, num_batches: int = 1, doc_step: int = 3
+) -> TermPostings:
+    docs = np.arange(len(terms), dtype=np.uint64) * np.uint64(doc_step)
+    blocks = [
+        encode_term_blocks(terms[rows], docs[rows], sketches[rows], num_partitions=1)[0]
+        for rows in np.array_split(np.arange(len(terms)), num_batches)
+    ]
+    return decode_term_blocks(blocks[::-1])
+
+
+def assert_same(actual: Candidates, expected: Candidates) -> None:
+    np.testing.assert_array_equal(actual.pairs, expected.pairs)
+    np.testing.assert_array_equal(actual.shared_terms, expected.shared_terms)
+    for name in ("num_buckets", "largest_bucket", "num_oversized_buckets", "num_cut_pairs"):
+        assert getattr(actual, name) == getattr(expected, name), name
+
+
+@given(st.integers(0, 60), st.integers(1, 8), st.integers(1, 40), st.integers(0, 2**32 - 1), RANDOM_PARAMS)
+def test_candidates_equal_brute_force(
+    num_docs: int, num_terms: int, num_sketches: int, seed: int, params: CandidateParams
+) -> None:
+    """Pairs, shared terms and every count equal the slow twin's, oversized buckets and equal sketches included."""
+    rng = np.random.default_rng(seed)
+    terms = rng.integers(0, num_terms, (num_docs, 3), dtype=np.uint64)
+    sketches = rng.choice(rng.integers(0, 2**64, num_sketches, dtype=np.uint64), num_docs)
+    postings = make_postings(terms, sketches)
+
+    assert_same(candidate_pairs(postings, params), brute_force_candidates(postings, params))
+
+
+def test_pairs_are_found_exactly_up_to_the_sketch_distance() -> None:
+    """Docs that share a bucket are paired at the largest allowed distance and not one bit beyond."""
+    sketches = np.array([0, 2**26 - 1, 2**27 - 1], dtype=np.uint64)
+    postings = make_postings(np.zeros((3, 1), dtype=np.uint64), sketches)
+
+    assert candidate_pairs(postings, CandidateParams(max_sketch_distance=26)).pairs.tolist() == [[0, 3], [3, 6]]
+
+
+def test_shared_terms_are_counted() -> None:
+    """A pair appears once, with the number of terms it shares."""
+    terms = np.array([[1, 2, 3], [1, 2, 4], [5, 2, 6]], dtype=np.uint64)
+    found = candidate_pairs(make_postings(terms, np.zeros(3, dtype=np.uint64)), CandidateParams())
+
+    assert found.pairs.tolist() == [[0, 3], [0, 6], [3, 6]]
+    assert found.shared_terms.tolist() == [2, 1, 1]
+
+
+def test_no_postings_have_no_candidates() -> None:
+    """Empty postings give empty arrays and zero counts."""
+    found = candidate_pairs(decode_term_blocks([]), CandidateParams())
+
+    assert found.pairs.shape == (0, 2)
+    assert (found.num_buckets, found.largest_bucket, found.num_cut_pairs) == (0, 0, 0)
+
+
+def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tallying after every few buckets gives what tallying once gives, in oversized buckets too."""
+    rng = np.random.default_rng(3)
+    terms = rng.integers(0, 12, (400, 4), dtype=np.uint64)
+    postings = make_postings(terms, rng.integers(0, 2**64, 400, dtype=np.uint64))
+    params = CandidateParams(max_bucket_size=130, num_sampled=9, max_sketch_distance=40)
+    expected = candidate_pairs(postings, params)
+    monkeypatch.setattr(candidates_module, "_MIN_KEYS_PER_CHUNK", 50)
+
+    assert expected.num_oversized_buckets > 0
+    assert expected.num_buckets > expected.num_oversized_buckets
+    assert_same(candidate_pairs(postings, params), expected)
+
+
+def oversized_postings(kind: str, *, num_batches: int) -> TermPostings:
+    """50,000 docs in one bucket, with sketches that are all equal, all close to one, or of 100 groups."""
+    rng = np.random.default_rng(7)
+    num_docs = 50_000
+    bits = np.uint64(1) << rng.integers(0, 64, (num_docs, 4), dtype=np.uint64)
+    sketches = {
+        "equal": np.full(num_docs, 12345, dtype=np.uint64),
+        "close": bits[:, 0] | bits[:, 1] | bits[:, 2] | bits[:, 3],
+        "groups": rng.choice(rng.integers(0, 2**64, 100, dtype=np.uint64), num_docs),
+    }[kind]
+    return make_postings(np.full((num_docs, 1), 9, dtype=np.uint64), sketches, num_batches=num_batches)
+
+
+@pytest.mark.parametrize("kind", ["equal", "close", "groups"])
+def test_an_oversized_bucket_is_bounded_and_counted(kind: str) -> None:
+    """50,000 docs in a bucket yield at most `num_sampled + 1` pairs a doc, and what was not compared is counted."""
+    params = CandidateParams()
+    found = candidate_pairs(oversized_postings(kind, num_batches=1), params)
+    all_pairs = 50_000 * 49_999 // 2
+
+    assert found.num_oversized_buckets == 1
+    assert found.largest_bucket == 50_000
+    assert len(found.pairs) <= 50_000 * (params.num_sampled + 1)
+    assert all_pairs - 50_000 * (params.num_sampled + 1) <= found.num_cut_pairs <= all_pairs - len(found.pairs)
+
+
+@pytest.mark.parametrize("kind", ["equal", "close"])
+def test_an_oversized_bucket_of_near_docs_stays_connected(kind: str) -> None:
+    """50,000 docs whose sketches are equal or near one another end in one connected component."""
+    postings = oversized_postings(kind, num_batches=1)
+    found = candidate_pairs(postings, CandidateParams())
+    rows = np.searchsorted(postings.docs, found.pairs).astype(np.int64)
+
+    assert (connected_components(50_000, rows[:, 0], rows[:, 1]) == 0).all()
+
+
+def test_docs_of_equal_sketch_in_an_oversized_bucket_are_chained_to_the_first() -> None:
+    """Each doc of an oversized bucket is paired with the first doc of its own sketch."""
+    postings = oversized_postings("groups", num_batches=1)
+    pairs = {tuple(pair) for pair in candidate_pairs(postings, CandidateParams()).pairs.tolist()}
+    first_of: dict[int, int] = {}
+    for doc, sketch in zip(postings.docs.tolist(), postings.sketches.tolist(), strict=True):
+        first = first_of.setdefault(sketch, doc)
+
+        assert first == doc or (first, doc) in pairs
+
+
+@pytest.mark.parametrize("kind", ["close", "groups"])
+@pytest.mark.parametrize("num_batches", [2, 7, 16])
+def test_an_oversized_bucket_does_not_depend_on_its_blocks(kind: str, num_batches: int) -> None:
+    """However the docs of an oversized bucket come in, the sampled members and the pairs are the same."""
+    split = candidate_pairs(oversized_postings(kind, num_batches=num_batches), CandidateParams())
+
+    assert_same(split, candidate_pairs(oversized_postings(kind, num_batches=1), CandidateParams()))
+
+
+def test_another_bucket_beside_it_does_not_change_an_oversized_one() -> None:
+    """The pairs of an oversized bucket are the same when its partition holds other docs and buckets too."""
+    rng = np.random.default_rng(11)
+    sketches = rng.integers(0, 2**64, 120, dtype=np.uint64)
+    terms = np.full((120, 1), 9, dtype=np.uint64)
+    terms[::2] = 4
+    params = CandidateParams(max_bucket_size=20, num_sampled=3, max_sketch_distance=64)
+    postings = make_postings(terms, sketches)
+    both = {tuple(pair) for pair in candidate_pairs(postings, params).pairs.tolist()}
+    alone: set[tuple[int, int]] = set()
+    for bucket in (4, 9):
+        rows = postings.doc_rows[postings.terms == bucket]
+        part = TermPostings(
+            np.full(rows.size, bucket, dtype=np.uint64),
+            np.arange(rows.size),
+            postings.docs[rows],
+            postings.sketches[rows],
+        )
+        alone |= {tuple(pair) for pair in candidate_pairs(part, params).pairs.tolist()}
+
+    assert both == alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_bucket_size": 1}, "max_bucket_size=1 is out of range 2..16384"),
+        ({"num_sampled": 0}, "num_sampled=0 is out of range 1..1024"),
+        ({"max_sketch_distance": 65}, "max_sketch_distance=65 is out of range 0..64"),
+        ({"max_bucket_size": 8, "num_sampled": 9}, "num_sampled=9 is above max_bucket_size=8"),
+    ],
+)
+def test_bad_params_are_named(changes: dict[str, int], message: str) -> None:
+    """A parameter out of range raises ParameterError with its name, value and range."""
+    with pytest.raises(ParameterError, match=message):
+        CandidateParams(**changes)

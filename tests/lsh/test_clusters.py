@@ -1,0 +1,141 @@
+"""Rules of the greedy cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsh.clusters import Clusters, greedy_cut
+from lsh.components import connected_components
+from lsh.errors import ParameterError
+
+Edges = dict[tuple[int, int], float]
+
+
+def cut(num_nodes: int, edges: Edges, quality_rank: list[int]) -> Clusters:
+    lefts, rights = np.array(list(edges), dtype=np.int64).reshape(-1, 2).T
+    return greedy_cut(num_nodes, lefts, rights, np.array(list(edges.values()), np.float32), np.array(quality_rank))
+
+
+def slow_cut(num_nodes: int, edges: Edges, quality_rank: list[int]) -> tuple[list[int], list[float]]:
+    """The slow twin: the definition, with sets."""
+    neighbours: list[set[int]] = [set() for _ in range(num_nodes)]
+    scores = {}
+    for (left, right), score in edges.items():
+        neighbours[left].add(right)
+        neighbours[right].add(left)
+        scores[left, right] = scores[right, left] = score
+    canonical, score_of, remaining = [-1] * num_nodes, [1.0] * num_nodes, set(range(num_nodes))
+    while remaining:
+        best = min(remaining, key=lambda node: (-len(neighbours[node] & remaining), quality_rank[node], node))
+        canonical[best] = best
+        remaining.remove(best)
+        for member in neighbours[best] & remaining:
+            canonical[member], score_of[member] = best, scores[best, member]
+            remaining.remove(member)
+    return canonical, score_of
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[int, Edges, list[int]]:
+    num_nodes = draw(st.integers(1, 25))
+    node = st.integers(0, num_nodes - 1)
+    ends = draw(st.lists(st.tuples(node, node), max_size=80))
+    score = st.sampled_from([0.5, 0.75, 1.0])
+    edges = {(left, right): draw(score) for left, right in {(min(e), max(e)) for e in ends} if left != right}
+    ranks = draw(st.lists(st.integers(-2, 2), min_size=num_nodes, max_size=num_nodes))
+    return num_nodes, edges, ranks
+
+
+@given(graphs())
+def test_clusters_equal_those_of_the_slow_twin(graph: tuple[int, Edges, list[int]]) -> None:
+    """Canonicals and scores equal the definition's, ties of degree and of quality included."""
+    clusters = cut(*graph)
+    canonical, score = slow_cut(*graph)
+
+    assert clusters.canonical.tolist() == canonical
+    assert clusters.score.tolist() == score
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_random_graph_equals_the_slow_twin(seed: int) -> None:
+    """A graph of 400 nodes with hubs is cut as the definition says."""
+    rng = np.random.default_rng(seed)
+    ends = np.sort((400 * rng.random((1500, 2)) ** 2).astype(int), axis=1)
+    edges = {(left, right): 0.5 for left, right in ends.tolist() if left != right}
+    ranks = rng.integers(0, 4, 400).tolist()
+
+    assert cut(400, edges, ranks).canonical.tolist() == slow_cut(400, edges, ranks)[0]
+
+
+@given(graphs())
+def test_every_member_matches_its_canonical_directly(graph: tuple[int, Edges, list[int]]) -> None:
+    """A member's canonical is its own canonical and one edge away, with that edge's score."""
+    _, edges, _ = graph
+    clusters = cut(*graph)
+    for node, (canonical, score) in enumerate(zip(clusters.canonical.tolist(), clusters.score.tolist(), strict=True)):
+        assert clusters.canonical[canonical] == canonical
+        if node != canonical:
+            assert edges[min(node, canonical), max(node, canonical)] == score
+
+
+def test_a_chain_is_cut_between_cat_and_dog() -> None:
+    """In a chain of small changes nobody is clustered with an image that it does not match."""
+    chain = {(node, node + 1): 0.9 for node in range(6)}
+
+    assert cut(7, chain, [0] * 7).canonical.tolist() == [1, 1, 1, 4, 4, 4, 6]
+
+
+def test_quality_breaks_ties_of_degree() -> None:
+    """Of two images that match only each other, the one of lower quality rank becomes canonical."""
+    assert cut(2, {(0, 1): 0.8}, [5, 2]).canonical.tolist() == [1, 1]
+    assert cut(2, {(0, 1): 0.8}, [2, 5]).canonical.tolist() == [0, 0]
+
+
+def test_degree_counts_before_quality() -> None:
+    """The image that matches most others becomes canonical, however low its quality."""
+    star = {(0, 3): 0.7, (1, 3): 0.8, (2, 3): 0.9}
+    clusters = cut(4, star, [0, 0, 0, 9])
+
+    assert clusters.canonical.tolist() == [3, 3, 3, 3]
+    assert clusters.score.tolist() == pytest.approx([0.7, 0.8, 0.9, 1.0])
+
+
+def test_an_image_without_a_match_is_its_own_canonical() -> None:
+    """Nodes without edges keep themselves, with score 1; no nodes give empty arrays."""
+    clusters = cut(3, {}, [2, 1, 0])
+
+    assert clusters.canonical.tolist() == [0, 1, 2]
+    assert clusters.score.tolist() == [1, 1, 1]
+    assert cut(0, {}, []).canonical.tolist() == []
+
+
+@given(graphs())
+def test_components_can_be_cut_one_by_one(graph: tuple[int, Edges, list[int]]) -> None:
+    """Cutting each connected component alone gives what cutting the whole graph gives."""
+    num_nodes, edges, ranks = graph
+    lefts, rights = np.array(list(edges), dtype=np.int64).reshape(-1, 2).T
+    labels = connected_components(num_nodes, lefts, rights)
+    apart = [-1] * num_nodes
+    for label in set(labels.tolist()):
+        inside = {edge: score for edge, score in edges.items() if labels[edge[0]] == label}
+        canonical = cut(num_nodes, inside, ranks).canonical.tolist()
+        for node in np.flatnonzero(labels == label).tolist():
+            apart[node] = canonical[node]
+
+    assert apart == cut(*graph).canonical.tolist()
+
+
+def test_graphs_that_cannot_be_cut_raise() -> None:
+    """Loops, repeated edges, NaN scores and arrays of the wrong length raise ParameterError."""
+    half, ranks = np.array([0.5], dtype=np.float32), np.arange(3)
+    with pytest.raises(ParameterError, match="node 1 is matched with itself"):
+        greedy_cut(3, np.array([1]), np.array([1]), half, ranks)
+    with pytest.raises(ParameterError, match="node 0 has two edges to one neighbour"):
+        greedy_cut(3, np.array([0, 1]), np.array([1, 0]), np.repeat(half, 2), ranks)
+    with pytest.raises(ParameterError, match="score of edge 0 is NaN"):
+        greedy_cut(3, np.array([0]), np.array([1]), half * np.nan, ranks)
+    with pytest.raises(ParameterError, match="must be"):
+        greedy_cut(3, np.array([0]), np.array([1]), half, ranks[:2])
