@@ -130,10 +130,10 @@ class _EachEpoch(keras.callbacks.Callback):
 
 def train_embedder(
     photos: Path,
-    output: Path,
-    *,
     checkpoints: Path,
-    settings: TrainingSettings | None = None,
+    settings: TrainingSettings,
+    *,
+    output: Path,
     min_score: float = 0.8,
     verbose: int = 2,
 ) -> EmbedderSpec:
@@ -142,7 +142,6 @@ def train_embedder(
     Resumes from `checkpoints` when the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
     epoch). Raises TrainingError, and TrainingInterrupted on Ctrl-C.
     """
-    settings = settings or TrainingSettings()
     if output.exists():
         raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
     pixels = load_photos(photos, size=settings.source_size, batch_size=settings.batch_size)

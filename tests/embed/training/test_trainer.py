@@ -70,14 +70,14 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     """Stopped by Ctrl-C after an epoch and run again, training ends with the undisturbed weights, in an embedder."""
     from embed.training.trainer import train_embedder
 
-    whole = train_embedder(photos, tmp_path / "whole", checkpoints=tmp_path / "c1", settings=tiny(), verbose=0)
+    whole = train_embedder(photos, tmp_path / "c1", tiny(), output=tmp_path / "whole", verbose=0)
     with monkeypatch.context() as patch:
         stop_after(1, patch, KeyboardInterrupt())
         with pytest.raises(TrainingInterrupted, match=r"after 1 of 3 epochs.*same command again"):
-            train_embedder(photos, tmp_path / "resumed", checkpoints=tmp_path / "c2", settings=tiny(), verbose=0)
+            train_embedder(photos, tmp_path / "c2", tiny(), output=tmp_path / "resumed", verbose=0)
     assert not (tmp_path / "resumed").exists()
 
-    resumed = train_embedder(photos, tmp_path / "resumed", checkpoints=tmp_path / "c2", settings=tiny(), verbose=0)
+    resumed = train_embedder(photos, tmp_path / "c2", tiny(), output=tmp_path / "resumed", verbose=0)
 
     assert (whole.size, whole.dim) == (18, 8)
     for expected, actual in zip(weights(whole.directory), weights(resumed.directory), strict=True):
@@ -90,7 +90,7 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     from embed.training.trainer import train_embedder
 
     settings = tiny(epochs=1, dtype="mixed_bfloat16")
-    train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=settings, verbose=2)
+    train_embedder(photos, tmp_path / "c", settings, output=tmp_path / "e", verbose=2)
 
     loss = float(capsys.readouterr().out.rsplit("loss: ", 1)[1])
     assert math.isfinite(loss)
@@ -115,11 +115,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(1, patch, KeyboardInterrupt())
         with pytest.raises(TrainingInterrupted):
-            train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+            train_embedder(photos, tmp_path / "c", tiny(), output=tmp_path / "e", verbose=0)
     (tmp_path / "c" / "epoch-00001.weights.h5").write_bytes(b"damaged")
 
     with pytest.raises(TrainingError, match=r"epoch-00001\.weights\.h5 is damaged.*delete it"):
-        train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+        train_embedder(photos, tmp_path / "c", tiny(), output=tmp_path / "e", verbose=0)
 
 
 def test_a_full_disk_is_a_training_error(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_full_disk_is_a_training_error(tmp_path: Path, photos: Path, monkeypat
     stop_after(2, monkeypatch, OSError(28, "No space left on device"))
 
     with pytest.raises(TrainingError, match=r"No space left on device.*same command again"):
-        train_embedder(photos, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(), verbose=0)
+        train_embedder(photos, tmp_path / "c", tiny(), output=tmp_path / "e", verbose=0)
     assert [path.name for path in (tmp_path / "c").glob("epoch-*")] == ["epoch-00002.weights.h5"]
 
 
@@ -138,7 +138,7 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
     from embed.training.trainer import train_embedder
 
     with pytest.raises(TrainingError, match="already exists"):
-        train_embedder(tmp_path / "none", tmp_path, checkpoints=tmp_path / "c", settings=tiny())
+        train_embedder(tmp_path / "none", tmp_path / "c", tiny(), output=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_too_few_photos_are_refused(tmp_path: Path, photos: Path, folder: str, m
     from embed.training.trainer import train_embedder
 
     with pytest.raises(TrainingError, match=message):
-        train_embedder(tmp_path / folder, tmp_path / "e", checkpoints=tmp_path / "c", settings=tiny(batch_size=32))
+        train_embedder(tmp_path / folder, tmp_path / "c", tiny(batch_size=32), output=tmp_path / "e")
 
 
 @pytest.mark.parametrize(
