@@ -100,13 +100,16 @@ def found_pairs(planted: NDArray[np.int64], edges: NDArray[np.int64], *, num_ima
     return np.isin(keys, edge_keys)
 
 
-def _read_edges(path: Path) -> NDArray[np.int64]:
-    """`(m, 2)` row numbers of the edges table; the image ids are the row numbers, padded."""
+def read_edges(edges: Path, catalogue: Path) -> NDArray[np.int64]:
+    """`(m, 2)` row numbers of the matches; an image id is its row number in digits, the catalogue maps docs to ids."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["left_id", "right_id"])
-    ends = [table[column].to_numpy().astype(np.str_).astype(np.int64) for column in ("left_id", "right_id")]
-    return np.column_stack(ends)
+    images = pq.read_table(catalogue, columns=["doc", "image_id"])
+    docs = images["doc"].to_numpy()
+    row_of_doc = np.full(int(docs.max()) + 1, -1, dtype=np.int64)
+    row_of_doc[docs] = np.array(images["image_id"].to_pylist(), dtype=np.str_).astype(np.int64)
+    ends = pq.read_table(edges, columns=["left_doc", "right_doc"])
+    return np.column_stack([row_of_doc[ends[column].to_numpy()] for column in ("left_doc", "right_doc")])
 
 
 def _recall_rows(
@@ -141,7 +144,7 @@ def command(*, num_images: int, min_score: float, master: str, seed: int, json_p
         np.savez(source, image_ids=image_ids, embeddings=planted.embeddings, digest=np.array(f"synthetic-{seed}"))
         arguments = ["dedup", str(source), "--workspace", f"{scratch}/workspace", "--min-score", str(min_score)]
         run = run_neardup([*arguments, "--master", master])
-        edges = _read_edges(run.output("edges"))
+        edges = read_edges(run.output("edges"), run.output("catalogue"))
     pairs, cosines = planted.pairs()
     recall = _recall_rows(cosines, found_pairs(pairs, edges, num_images=num_images), min_score)
     stage_s = {stage: run.stage_s[stage] for stage in STAGES}

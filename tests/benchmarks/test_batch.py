@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.batch import MAX_EDITS, found_pairs, plant_embeddings
+from benchmarks.batch import MAX_EDITS, found_pairs, plant_embeddings, read_edges
 
 
 @pytest.mark.parametrize("num_images", [2, 3, 21, 1000])
@@ -62,3 +65,10 @@ def test_a_planted_pair_is_found_in_either_direction() -> None:
     planted = np.array([[0, 5], [2, 3], [1, 4]])
     edges = np.array([[5, 0], [2, 3], [1, 5], [4, 2]])
     assert found_pairs(planted, edges, num_images=6).tolist() == [True, True, False]
+
+
+def test_edges_are_read_as_rows_whatever_docs_the_catalogue_gave(tmp_path: Path) -> None:
+    """Docs are mapped back to the rows that the image ids name."""
+    pq.write_table(pa.table({"doc": [4, 0, 2], "image_id": ["000", "001", "012"]}), tmp_path / "catalogue.parquet")
+    pq.write_table(pa.table({"left_doc": [0, 2], "right_doc": [4, 4]}), tmp_path / "edges.parquet")
+    assert read_edges(tmp_path / "edges.parquet", tmp_path / "catalogue.parquet").tolist() == [[1, 0], [12, 0]]
