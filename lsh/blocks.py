@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lsh.bits import mix64
 from lsh.errors import FormatError, ParameterError
 from lsh.framing import FrameBytes, FrameFormat
-from lsh.sorting import order_by_two_keys, sort_by_two_keys, starts_of_runs
+from lsh.sorting import sort_by_keys, starts_of_runs
 from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted
 
 MAX_PARTITIONS = 1 << 16
@@ -86,7 +86,7 @@ def encode_term_blocks(
     if np.any(docs[1:] <= docs[:-1]):
         raise ParameterError("docs of a batch must be distinct and ascending; sort the batch by doc first")
     rows = np.repeat(np.arange(docs.size, dtype=np.uint64), terms.shape[1])
-    all_terms, all_rows = sort_by_two_keys(terms.ravel(), rows)
+    all_terms, all_rows = sort_by_keys(terms.ravel(), rows)
     is_new = starts_of_runs(all_terms, all_rows)
     all_terms, all_rows = all_terms[is_new], all_rows[is_new]
     partitions = partition_of(all_terms, num_partitions)
@@ -114,7 +114,7 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
         raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
     offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
     rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
-    terms, doc_rows = sort_by_two_keys(
+    terms, doc_rows = sort_by_keys(
         np.concatenate([part.terms for part in decoded]), merged_rows[rows].astype(np.uint64)
     )
     is_new = starts_of_runs(terms, doc_rows)
@@ -143,13 +143,11 @@ def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64]
     decoded = [_decode_pair_block(block) for block in blocks]
     if not decoded:
         return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
-    lefts, rights, shared_terms = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
-    order = order_by_two_keys(lefts, rights)
-    lefts, rights = lefts[order], rights[order]
+    lefts, rights, shared_terms = sort_by_keys(*(np.concatenate(parts) for parts in zip(*decoded, strict=True)))
     first = np.flatnonzero(starts_of_runs(lefts, rights))
     if first.size == 0:
         return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
-    totals = np.add.reduceat(shared_terms[order], first)
+    totals = np.add.reduceat(shared_terms, first)
     if int(totals.max()) > MAX_SHARED_TERMS:
         raise FormatError(f"a pair shares {int(totals.max())} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
     return np.stack([lefts[first], rights[first]], axis=1), totals.astype(np.uint32)

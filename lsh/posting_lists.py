@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lsh.errors import FormatError, ParameterError
 from lsh.framing import FrameBytes, FrameFormat
-from lsh.sorting import sort_by_two_keys, starts_of_runs
+from lsh.sorting import sort_by_keys, starts_of_runs
 from lsh.variable_byte import decode, decode_sorted, encode, encoded_sizes, gaps
 
 MAX_BUCKETS = 1 << 40
@@ -66,7 +66,7 @@ class PostingLists:
                 f"bucket {int(bucket_of_each_pair.max())} is out of range 0..{num_buckets - 1}; "
                 f"strip the table's number from the term"
             )
-        buckets, docs = sort_by_two_keys(
+        buckets, docs = sort_by_keys(
             bucket_of_each_pair.astype(np.uint64, copy=False), doc_of_each_pair.astype(np.uint64, copy=False)
         )
         is_new = starts_of_runs(buckets, docs)

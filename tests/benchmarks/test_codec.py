@@ -26,7 +26,7 @@ def test_the_figures_name_every_gap_and_peer(
     """The table and the JSON hold a ratio for every average gap, with the seed and the versions behind them."""
     pytest.importorskip("pyfastpfor", reason="the peer of this benchmark is not installed")
     small = codec.measure(1_000, num_values=2_000, num_rounds=3)
-    monkeypatch.setattr(codec, "measure", lambda average_gap: small)
+    monkeypatch.setattr(codec, "measure", lambda _: small)
     codec.run(tmp_path / "codec.json")
     figures = json.loads((tmp_path / "codec.json").read_text())
 
@@ -40,7 +40,7 @@ def test_the_figures_name_every_gap_and_peer(
 def test_a_decoder_that_is_wrong_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     """No ratio is shown for a decoder whose output is not the input."""
     pytest.importorskip("pyfastpfor", reason="the peer of this benchmark is not installed")
-    monkeypatch.setattr(codec, "decode", lambda data, count: np.zeros(count, dtype=np.uint64))
+    monkeypatch.setattr(codec, "decode", lambda _, count: np.zeros(count, dtype=np.uint64))
 
     with pytest.raises(RuntimeError, match="ours does not decode gaps of 3"):
         codec.measure(3, num_values=100, num_rounds=1)
