@@ -21,6 +21,7 @@ FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 MAX_CHUNKS: Final = 100_000
 MAX_JPEG_SCANS: Final = 128
 MAX_TIFF_VALUES: Final = 250_000
+MAX_RUN_LENGTH_BMP_BYTES: Final = 8 * 2**20
 
 _JPEG_BARE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -273,8 +274,13 @@ def _bmp(content: bytes) -> Container:
     if header_length == 12:
         width, height = struct.unpack_from("<HH", content, 18)
     else:
-        width, height = (abs(side) for side in struct.unpack_from("<ii", content, 18))
-    return Container(format="BMP", width=width, height=height, orientation=1, essential=(content,))
+        width, height, _, _, compression = struct.unpack_from("<iiHHI", content, 18)
+        if compression in (1, 2) and len(content) > MAX_RUN_LENGTH_BMP_BYTES:
+            raise ImageRejected(  # Pillow decodes these in Python, byte by byte.
+                RejectReason.UNSUPPORTED,
+                f"a run-length coded BMP of {len(content):,} bytes; at most {MAX_RUN_LENGTH_BMP_BYTES:,} are decoded",
+            )
+    return Container(format="BMP", width=abs(width), height=abs(height), orientation=1, essential=(content,))
 
 
 def _tiff(content: bytes) -> Container:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from embed.containers import MAX_JPEG_SCANS, exif_orientation, read_container
+from embed.containers import MAX_JPEG_SCANS, MAX_RUN_LENGTH_BMP_BYTES, exif_orientation, read_container
 from embed.errors import ImageRejected, RejectReason
 
 
@@ -123,6 +123,15 @@ def test_progressive_jpeg_with_endless_scans_is_corrupt() -> None:
 
     with pytest.raises(ImageRejected, match="scans"):
         read_container(bomb)
+
+
+def test_a_large_run_length_bmp_is_unsupported() -> None:
+    """Run-length coded BMPs are decoded slowly, so large ones are refused from the header."""
+    header = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + struct.pack("<IiiHHI", 40, 9, 9, 1, 8, 1)
+
+    with pytest.raises(ImageRejected, match="run-length") as rejected:
+        read_container(header + bytes(MAX_RUN_LENGTH_BMP_BYTES))
+    assert rejected.value.reason == RejectReason.UNSUPPORTED
 
 
 @pytest.mark.parametrize("start", [b"%PDF-1.7 something", b"hello world, this is text", b"\0\0\0\x20ftypavif", b"R"])

@@ -96,18 +96,6 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     assert math.isfinite(loss)
 
 
-def test_checkpoints_of_another_training_are_refused(tmp_path: Path, photos: Path) -> None:
-    """Other settings or photos are named, with what they were and what they are."""
-    from embed.training import checkpoints
-
-    record = {"seed": 0, "batch_size": 8, "photos_sha256": "aa"}
-    checkpoints.claim(tmp_path / "c", record)
-    checkpoints.claim(tmp_path / "c", record)
-
-    with pytest.raises(TrainingError, match="seed: there 0, now 1, photos_sha256: there 'aa', now 'bb'"):
-        checkpoints.claim(tmp_path / "c", record | {"seed": 1, "photos_sha256": "bb"})
-
-
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
     """A checkpoint that cannot be read is an error that names it; training does not silently start over."""
     from embed.training.trainer import train_embedder
@@ -142,18 +130,6 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"),
-    [("missing", "is not a directory"), ("photos", "20 readable images in 21 files.*at least 64")],
-)
-def test_too_few_photos_are_refused(tmp_path: Path, photos: Path, folder: str, message: str) -> None:
-    """A folder that is missing or holds less than two batches says what is needed."""
-    from embed.training.trainer import train_embedder
-
-    with pytest.raises(TrainingError, match=message):
-        train_embedder(tmp_path / folder, tmp_path / "c", tiny(batch_size=32), output=tmp_path / "e")
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epochs": 0}, r"epochs=0 is out of range 1\.\.99999"),
@@ -167,21 +143,3 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
     """Each setting is checked when it is made, with its value and range."""
     with pytest.raises(TrainingError, match=message):
         tiny(**changes)
-
-
-def test_photos_are_shuffled_by_seed_and_epoch() -> None:
-    """Each epoch visits every photo of whole batches once, in an order that seed and epoch alone decide."""
-    from embed.training.photos import PhotoBatches
-
-    numbered = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
-    batches = PhotoBatches(numbered, batch_size=5, seed=1)
-
-    def epoch(number: int) -> list[list[int]]:
-        batches.start_epoch(number)
-        return [batches[i][0].ravel().tolist() for i in range(len(batches))]
-
-    first, second = epoch(0), epoch(1)
-
-    assert sorted(first[0] + first[1]) == list(range(10))
-    assert first != second
-    assert epoch(0) == first
