@@ -1,7 +1,7 @@
-"""Words of 64 bits: population count, count of trailing zeros and a mixing function, as numba kernels.
+"""Words of 64 bits: population count and a mixing function, as numba kernels.
 
-The ground floor of `lsh`: sketches count differing bits, variable-byte decoding finds the ends of integers,
-blocks and candidates mix terms. numba has no `bitwise_count`, so two intrinsics reach LLVM's `ctpop` and `cttz`.
+The ground floor of `lsh`: sketches and candidates count differing bits, blocks and candidates mix terms. numba has no
+`bitwise_count`, so an intrinsic reaches LLVM's `ctpop`.
 
 Source of `mix64`: the finaliser of SplitMix64, Steele, Lea and Flood, OOPSLA 2014,
 https://doi.org/10.1145/2660193.2660195.
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -29,16 +28,6 @@ def count_ones(typing_context: Any, word: Any) -> tuple[Any, Callable[..., Any]]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), codegen
-
-
-@intrinsic
-def count_trailing_zeros(typing_context: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
-    """Number of zero bits below the lowest one bit of a uint64, 64 for zero; only callable inside a kernel."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
     return types.uint64(types.uint64), codegen
 
