@@ -5,8 +5,10 @@ Spark's own chatter goes to `spark.log` in the workspace, so an operator's termi
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +41,8 @@ def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
     """A session for the block: an active one is reused and left running, a new one is stopped at the end."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
+        # After Ctrl-C the gateway may be gone before it says goodbye.
+        warnings.filterwarnings("ignore", message="Unable to cleanly shutdown Spark", category=RuntimeWarning)
         from pyspark.sql import SparkSession
 
         active = SparkSession.getActiveSession()
@@ -82,7 +86,9 @@ def _start(master: str | None, log: Path) -> SparkSession:
         .config("spark.python.worker.reuse", "true")
     )
     shutil.rmtree(log.parent / ".spark", ignore_errors=True)  # what a killed session left
-    with _stderr_to(log, enabled=not submitted):
+    if not submitted and not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.FileHandler(log, delay=True))  # where py4j complains
+    with _stderr_to(log, enabled=not submitted), _interrupts_deferred():
         try:
             spark = builder.getOrCreate()
         except Exception as error:
@@ -121,6 +127,24 @@ def _stderr_to(log: Path, *, enabled: bool) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back while the JVM starts: a driver that leaves before they shake hands leaves the JVM behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        # This also takes away Spark's own handler, which talks to the JVM in the middle of another talk;
+        # stopping the session cancels its jobs as well.
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def default_parallelism(spark: SparkSession) -> int:

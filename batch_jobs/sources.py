@@ -21,6 +21,7 @@ from batch_jobs.settings import digest
 from embed.decoding import ImageRejected, RejectReason
 
 GLOB_CHARACTERS = frozenset("*?[")
+TYPES = {"string": (pa.string(), pa.large_string()), "binary": (pa.binary(), pa.large_binary())}
 
 
 class SourceKind(StrEnum):
@@ -161,22 +162,16 @@ def _table(path: Path, uri_root: Path | None) -> Source:
 
 
 def _table_kind(path: Path, schema: pa.Schema) -> SourceKind:
-    wanted = {
-        "content": (SourceKind.CONTENT_TABLE, lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "binary"),
-        "uri": (SourceKind.URI_TABLE, lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), "string"),
-    }
-    present = [name for name in wanted if name in schema.names]
-    if "image_id" not in schema.names or not present:
+    kind = SourceKind.CONTENT_TABLE if "content" in schema.names else SourceKind.URI_TABLE
+    place = "content" if kind is SourceKind.CONTENT_TABLE else "uri"
+    if not {"image_id", place} <= set(schema.names):
         raise SourceError(
             f"source {path} has the columns {', '.join(schema.names)}; it needs image_id (string) "
             "and content (binary) or uri (string)"
         )
-    kind, is_right, type_name = wanted[present[0]]
-    for name, right, needed in (
-        ("image_id", lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), "string"),
-        (present[0], is_right, type_name),
-    ):
-        if not right(schema.field(name).type):
+    for name in ("image_id", place):
+        needed = "binary" if name == "content" else "string"
+        if schema.field(name).type not in TYPES[needed]:
             raise SourceError(f"source {path}: column {name} is {schema.field(name).type}; it must be {needed}")
     return kind
 

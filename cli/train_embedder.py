@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from cli.exit_codes import ExitCode
+
 HELP = """\
 Train the copy-detection network on the photos below PHOTOS and write an embedder directory.
 
@@ -27,9 +29,14 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 @click.option("--batch-size", type=click.IntRange(8), default=128, show_default=True, help="Photos a step.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def command(*, photos: Path, output: Path, checkpoints: Path | None, epochs: int, batch_size: int, seed: int) -> None:
+    from embed.errors import TrainingInterrupted
     from embed.training.trainer import TrainingSettings, train_embedder
 
     settings = TrainingSettings(epochs=epochs, batch_size=batch_size, seed=seed)
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
-    train_embedder(photos, kept, settings, output=output)
+    try:
+        train_embedder(photos, kept, settings, output=output)
+    except TrainingInterrupted as stopped:
+        click.echo(f"neardup: {stopped}", err=True)
+        raise SystemExit(ExitCode.INTERRUPTED) from stopped
     click.echo(f"embedder written to {output}")

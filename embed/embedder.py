@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 DEFAULT_EMBEDDER: Final = "vgg_copy"
 ARCHITECTURES: Final = ("vgg_copy", "vgg16")
-DTYPES: Final = ("float32", "mixed_bfloat16")
+KERAS_POLICIES: Final = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SEEDED: Final = "seeded"
 IMAGENET: Final = "imagenet"
 IMAGENET_FILE: Final = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -221,11 +221,11 @@ def load_embedder(
 ) -> Embedder:
     """Build, load and compile an embedder, ready for its first image; raises EmbedderError.
 
-    `dtype` `mixed_bfloat16` is up to twice as fast on CPUs and GPUs that have it and moves cosines by about 0.001.
+    `dtype` `bfloat16` is up to twice as fast on CPUs and GPUs that have it and moves cosines by about 0.001.
     `num_threads` bounds the CPU threads of the whole process, so it must be set by the first load in it.
     """
-    if dtype not in DTYPES:
-        raise EmbedderError(f"dtype={dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+    if dtype not in KERAS_POLICIES:
+        raise EmbedderError(f"dtype={dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
     if not 1 <= batch_size <= 4096:
         raise EmbedderError(f"batch_size={batch_size} is out of range 1..4096")
     spec = describe_embedder(name_or_dir)
@@ -233,7 +233,7 @@ def load_embedder(
 
     if num_threads is not None:
         _limit_threads(keras.backend.backend(), num_threads)
-    network = _inference_network(spec, dtype)
+    network = _inference_network(spec, KERAS_POLICIES[dtype])
     network.compile(jit_compile=keras.backend.backend() == "jax")
     embedder = Embedder(spec, network, batch_size=batch_size)
     _check_rows(spec, embedder.embed(np.full((1, spec.size, spec.size, 3), 128, dtype=np.uint8)))

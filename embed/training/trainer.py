@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from embed.architectures import vgg_copy
-from embed.embedder import DTYPES, EmbedderSpec, create_embedder_dir
+from embed.embedder import KERAS_POLICIES, EmbedderSpec, create_embedder_dir
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
 from embed.training import checkpoints as saved
@@ -48,14 +48,14 @@ class TrainingSettings:
     size: int = 96
     dim: int = 256
     source_size: int = 144
-    epochs: int = 15
+    epochs: int = 13
     batch_size: int = 128
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     weight_decay: float = 0.02
     temperature: float = 0.06
     entropy_weight: float = 0.5
-    dtype: str = "mixed_bfloat16"
+    dtype: str = "bfloat16"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,8 +67,8 @@ class TrainingSettings:
             raise TrainingError(f"size={self.size} is not a multiple of 6, which the drawn letters need; try 96")
         if self.source_size < self.size:
             raise TrainingError(f"source_size={self.source_size} is below size={self.size}; crops would be enlarged")
-        if self.dtype not in DTYPES:
-            raise TrainingError(f"dtype={self.dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+        if self.dtype not in KERAS_POLICIES:
+            raise TrainingError(f"dtype={self.dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
 
 
 class CopyDetector(keras.Model):
@@ -171,7 +171,7 @@ def train_embedder(
 def _fit(batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, verbose: int) -> keras.Model:
     """The trained network, in float32."""
     keras.utils.set_random_seed(settings.seed)
-    network = vgg_copy(size=settings.size, dim=settings.dim, dtype=settings.dtype)
+    network = vgg_copy(size=settings.size, dim=settings.dim, dtype=KERAS_POLICIES[settings.dtype])
     detector = CopyDetector(network, settings)
     num_steps = settings.epochs * len(batches)
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -229,7 +229,7 @@ def test_the_same_directory_gives_the_same_embeddings_again(embedder: Embedder) 
 @pytest.mark.tensorflow
 def test_bfloat16_stays_close(embedder: Embedder) -> None:
     """In bfloat16 an embedding keeps a cosine above 0.999 to its float32 self."""
-    half = load_embedder(embedder.spec.directory, dtype="mixed_bfloat16", batch_size=8)
+    half = load_embedder(embedder.spec.directory, dtype="bfloat16", batch_size=8)
 
     cosines = (half.embed(images(9)) * embedder.embed(images(9))).sum(axis=1)
 

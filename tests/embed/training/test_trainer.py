@@ -89,7 +89,7 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     """One epoch in bfloat16 reports a loss that is a number."""
     from embed.training.trainer import train_embedder
 
-    settings = tiny(epochs=1, dtype="mixed_bfloat16")
+    settings = tiny(epochs=1, dtype="bfloat16")
     train_embedder(photos, tmp_path / "c", settings, output=tmp_path / "e", verbose=2)
 
     loss = float(capsys.readouterr().out.rsplit("loss: ", 1)[1])
