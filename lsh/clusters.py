@@ -1,7 +1,8 @@
 """The greedy k-cut: matches to clusters in which every member matches its canonical directly.
 
 Transitive closure would join a cat to a dog over a chain of small changes. So, again and again, the remaining image
-with the most remaining matches (on a tie the better one) becomes canonical and takes the images that match it.
+with the most remaining matches (on a tie the better one) becomes canonical and takes the images that match it. In the
+end every member moves to the canonical that it matches best: an early canonical does not keep what a later one fits.
 
 Source: Gusev and Xu, arXiv 2209.08433, section 3.3 (transitive closure, then a greedy k-cut).
 """
@@ -37,6 +38,7 @@ def greedy_cut(
 
     Repeats: the node with the most remaining neighbours, on a tie the one of lowest `quality_rank` `(num_nodes,)`, then
     of lowest number, becomes canonical and takes its remaining neighbours. A node without any is its own canonical.
+    Then each other node joins the neighbouring canonical of highest score, on a tie that of lowest rank.
     Raises ParameterError for loops, repeated edges, NaN scores and nodes out of range.
     """
     lefts, rights = checked_edges(num_nodes, lefts, rights)
@@ -53,8 +55,8 @@ def greedy_cut(
     if repeated >= 0:
         raise ParameterError(f"node {repeated} has two edges to one neighbour; give each pair once")
     order = np.argsort(quality_rank, kind="stable")
-    canonical, score = _greedy_cut(offsets, neighbours, neighbour_scores, order)
-    return Clusters(canonical, score)
+    is_canonical = _greedy_cut(offsets, neighbours, order)
+    return Clusters(*_join_best(offsets, neighbours, neighbour_scores, order, is_canonical))
 
 
 @njit(cache=True, nogil=True)
@@ -94,10 +96,11 @@ def _node_with_repeated_edge(offsets: NDArray[np.int64], neighbours: NDArray[np.
 def _greedy_cut(
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
-    neighbour_scores: NDArray[np.float32],
     order: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """A heap holds one key a node, `(most - degree) * num_nodes + rank`, ascending; `order` lists nodes by rank.
+) -> NDArray[np.bool_]:
+    """Which nodes become canonical.
+
+    A heap holds one key a node, `(most - degree) * num_nodes + rank`, ascending; `order` lists nodes by rank.
 
     Degrees only fall, so the key on top may be too low but never too high: it is corrected there and sinks.
     """
@@ -109,29 +112,56 @@ def _greedy_cut(
         heap[rank] = (most - degrees[order[rank]]) * num_nodes + rank
     heap.sort()  # An ascending array is a heap.
 
-    canonical = np.full(num_nodes, -1)
-    score = np.ones(num_nodes, np.float32)
+    is_taken = np.zeros(num_nodes, np.bool_)
+    is_canonical = np.zeros(num_nodes, np.bool_)
     heap_size = num_nodes
     while heap_size:
         rank = heap[0] % num_nodes
         node = order[rank]
         key = (most - degrees[node]) * num_nodes + rank
-        if canonical[node] < 0 and heap[0] != key:
+        if not is_taken[node] and heap[0] != key:
             _replace_top(heap, heap_size, key)
             continue
         heap_size -= 1
         _replace_top(heap, heap_size, heap[heap_size])
-        if canonical[node] >= 0:
+        if is_taken[node]:
             continue
-        canonical[node] = node
-        for i in range(offsets[node], offsets[node + 1]):
-            member = neighbours[i]
-            if canonical[member] >= 0:
+        is_taken[node] = is_canonical[node] = True
+        for member in neighbours[offsets[node] : offsets[node + 1]]:
+            if is_taken[member]:
                 continue
-            canonical[member] = node
-            score[member] = neighbour_scores[i]
+            is_taken[member] = True
             for other in neighbours[offsets[member] : offsets[member + 1]]:
                 degrees[other] -= 1
+    return is_canonical
+
+
+@njit(cache=True, nogil=True)
+def _join_best(
+    offsets: NDArray[np.int64],
+    neighbours: NDArray[np.int64],
+    neighbour_scores: NDArray[np.float32],
+    order: NDArray[np.int64],
+    is_canonical: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Each node's best neighbouring canonical and its score with it; every node that is none has at least one."""
+    rank_of = np.empty(order.size, np.int64)
+    rank_of[order] = np.arange(order.size)
+    canonical = np.arange(order.size)
+    score = np.ones(order.size, np.float32)
+    for node in range(order.size):
+        if is_canonical[node]:
+            continue
+        best = -1
+        for i in range(offsets[node], offsets[node + 1]):
+            if not is_canonical[neighbours[i]]:
+                continue
+            is_better = best < 0 or neighbour_scores[i] > neighbour_scores[best]
+            is_tie = best >= 0 and neighbour_scores[i] == neighbour_scores[best]
+            if is_better or (is_tie and rank_of[neighbours[i]] < rank_of[neighbours[best]]):
+                best = i
+        canonical[node] = neighbours[best]
+        score[node] = neighbour_scores[best]
     return canonical, score
 
 

@@ -27,14 +27,15 @@ def slow_cut(num_nodes: int, edges: Edges, quality_rank: list[int]) -> tuple[lis
         neighbours[left].add(right)
         neighbours[right].add(left)
         scores[left, right] = scores[right, left] = score
-    canonical, score_of, remaining = [-1] * num_nodes, [1.0] * num_nodes, set(range(num_nodes))
+    canonicals, remaining = set(), set(range(num_nodes))
     while remaining:
         best = min(remaining, key=lambda node: (-len(neighbours[node] & remaining), quality_rank[node], node))
-        canonical[best] = best
-        remaining.remove(best)
-        for member in neighbours[best] & remaining:
-            canonical[member], score_of[member] = best, scores[best, member]
-            remaining.remove(member)
+        canonicals.add(best)
+        remaining -= neighbours[best] | {best}
+    canonical, score_of = list(range(num_nodes)), [1.0] * num_nodes
+    for node in set(range(num_nodes)) - canonicals:
+        best = min(neighbours[node] & canonicals, key=lambda other: (-scores[node, other], quality_rank[other], other))
+        canonical[node], score_of[node] = best, scores[node, best]
     return canonical, score_of
 
 
@@ -86,6 +87,13 @@ def test_a_chain_is_cut_between_cat_and_dog() -> None:
     chain = {(node, node + 1): 0.9 for node in range(6)}
 
     assert cut(7, chain, [0] * 7).canonical.tolist() == [1, 1, 1, 4, 4, 4, 6]
+
+
+def test_a_member_moves_to_the_canonical_that_it_matches_best() -> None:
+    """The hub is canonical first, but leaves the image that another canonical matches better."""
+    edges = {(0, 1): 0.8, (0, 2): 0.8, (0, 3): 0.8, (3, 4): 0.99}
+
+    assert cut(5, edges, [0] * 5).canonical.tolist() == [0, 0, 0, 4, 4]
 
 
 def test_quality_breaks_ties_of_degree() -> None:
