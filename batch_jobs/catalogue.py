@@ -164,3 +164,9 @@ def _duplicate_ids(source: Source, examples: list[str]) -> str:
     return (
         f"source {source.path} has image_ids that occur more than once, such as {', '.join(examples)}; make them unique"
     )
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)

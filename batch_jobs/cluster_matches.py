@@ -100,3 +100,9 @@ def _clusters_table(members: Members, image_ids: pa.ChunkedArray) -> pa.Table:
         size[order],
     ]
     return pa.table(columns, schema=schemas.arrow(schemas.CLUSTERS))
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)

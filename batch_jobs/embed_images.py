@@ -131,3 +131,9 @@ def _embedded_rows(batch: pa.RecordBatch, decoded: Iterable[Decoded], embedder: 
         ],
         names=schemas.columns(schemas.EMBEDDED),
     )
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)

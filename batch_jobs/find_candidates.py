@@ -90,3 +90,9 @@ def _counts(found: Candidates) -> dict[str, int]:
         "num_oversized_buckets": found.num_oversized_buckets,
         "num_cut_pairs": found.num_cut_pairs,
     }
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)

@@ -104,3 +104,9 @@ def _hashed_rows(**arrays: Any) -> pa.RecordBatch:
         ],
         schema=HASHED_ARROW,
     )
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)

@@ -334,3 +334,9 @@ def _model_of(source: Source, settings: RunSettings) -> Model:
             "give --min-score, for example 0.8"
         )
     return Model(spec.digest, dim, spec.min_score)
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main()

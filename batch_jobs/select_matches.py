@@ -147,3 +147,9 @@ def read_codes(
     rows = np.frombuffer(b"".join(table["code"].to_pylist()), np.int8).reshape(-1, dim)
     order = np.argsort(docs, kind="stable")
     return docs[order], rows[order]
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)
