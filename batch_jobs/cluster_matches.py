@@ -34,17 +34,18 @@ class Members:
     scores: NDArray[np.float32]
 
 
-def cluster_matches(folder: Path, *, edges: str, catalogue: str) -> Mapping[str, Any]:
+def cluster_matches(folder: Path, *, edges: str, embeddings: str, catalogue: str) -> Mapping[str, Any]:
     """Write `clusters`, largest first, the canonical first in each; returns the counts for the summary."""
     matches = pq.read_table(edges, columns=["left_doc", "right_doc", "score"])
     images = pq.read_table(catalogue, columns=["doc", "image_id", "original_doc", "width", "height", "size_bytes"])
     images = images.sort_by("doc")
     original_docs = images["original_doc"].to_numpy()
+    is_embedded = np.isin(original_docs, pq.read_table(embeddings, columns=["doc"])["doc"].to_numpy())
     members = cluster_docs(
         lefts=matches["left_doc"].to_numpy(),
         rights=matches["right_doc"].to_numpy(),
         scores=matches["score"].to_numpy(),
-        original_docs=original_docs,
+        original_docs=np.where(is_embedded, original_docs, np.arange(len(original_docs))),
         pixels=_numbers(images["width"]) * _numbers(images["height"]),
     )
     write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
@@ -52,7 +53,7 @@ def cluster_matches(folder: Path, *, edges: str, catalogue: str) -> Mapping[str,
     return {
         "num_clusters": int(is_canonical.sum()),
         "num_duplicates": int((~is_canonical).sum()),
-        "num_exact_copies": int((original_docs != np.arange(len(original_docs))).sum()),
+        "num_exact_copies": int((is_embedded & (original_docs != np.arange(len(original_docs)))).sum()),
         "reclaimable_bytes": int(_numbers(images["size_bytes"])[members.docs[~is_canonical]].sum()),
     }
 

@@ -62,8 +62,11 @@ def embed_images(
     try:
         found = embedded.where("embedding IS NOT NULL").select(*schemas.columns(schemas.EMBEDDINGS))
         write_table(found, folder / "embeddings")
-        rejects = embedded.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
-        write_table(rejects.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
+        rejects = embedded.where("reason IS NOT NULL").select("doc", "reason", "detail")
+        # A byte-identical copy of a reject is a reject as well.
+        copies = spark.read.parquet(catalogue).select("image_id", "uri", f.col("original_doc").alias("doc"))
+        rejected = copies.join(f.broadcast(rejects), "doc").withColumn("stage", f.lit(STEP))
+        write_table(rejected.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
         embedded.unpersist()
     return {}
@@ -119,11 +122,8 @@ def _embedded_rows(batch: pa.RecordBatch, decoded: Iterable[Decoded], embedder: 
     rows = iter(embedder.embed(np.stack(squares)).astype("<f4") if squares else ())
     embeddings = [None if isinstance(square, ImageRejected) else next(rows).tobytes() for square in decoded]
     rejects = [square if isinstance(square, ImageRejected) else None for square in decoded]
-    uris = batch["uri"] if "uri" in batch.schema.names else pa.nulls(len(batch))
     return pa.RecordBatch.from_arrays(
         [
-            batch["image_id"].cast(pa.string()),
-            uris.cast(pa.string()),
             batch["doc"],
             pa.array(embeddings, pa.binary()),
             pa.array([str(rejected.reason) if rejected else None for rejected in rejects], pa.string()),

@@ -47,7 +47,7 @@ def run_folder(run: Run, workspace: Workspace) -> Path:
 
 
 def read_rejects(run: Run) -> pa.Table:
-    """The rejects of all steps, by image id. Byte-identical copies of a reject are rejected with it."""
+    """The rejects of all steps, by image id."""
     steps = (run.steps[catalogue.STEP], run.steps[embed_images.STEP])
     tables = [pq.read_table(step.table("rejects")) for step in steps]
     return pa.concat_tables(tables).sort_by([("image_id", "ascending"), ("stage", "ascending")])

@@ -239,6 +239,7 @@ class Pipeline:
             return cluster_matches.cluster_matches(
                 folder,
                 edges=selected.table("edges"),
+                embeddings=self.outputs[embed_images.STEP].table("embeddings"),
                 catalogue=self.outputs[catalogue.STEP].table("catalogue"),
             )
 

@@ -23,7 +23,8 @@ CATALOGUE = (
 
 REJECTS = "image_id string, uri string, stage string, reason string, detail string"
 
-EMBEDDED = "image_id string, uri string, doc long, embedding binary, reason string, detail string"
+EMBEDDED = "doc long, embedding binary, reason string, detail string"
+"""What a task of `embed_images` emits: an embedding, or the reason why there is none."""
 
 EMBEDDINGS = "doc long, embedding binary"
 """`embedding`: `dim` little-endian float32, a unit row."""

@@ -19,7 +19,7 @@ def synthetic_photo(seed: int, *, width: int = 96, height: int = 72) -> Image.Im
 
 
 def write_photo_folder(folder: Path) -> Path:
-    """Six pictures, a recompressed copy of each, one exact copy, and five files that are no whole images."""
+    """Six pictures, a recompressed copy of each, one exact copy, and six files that are no whole images."""
     (folder / "copies").mkdir(parents=True)
     for seed in range(6):
         photo = synthetic_photo(seed)
@@ -30,6 +30,7 @@ def write_photo_folder(folder: Path) -> Path:
     (folder / "wrong-extension.jpg").write_text("%PDF-1.7")
     (folder / "empty.jpg").touch()
     whole = (folder / "copies" / "photo-1.jpg").read_bytes()
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    for name in ("truncated.jpg", "truncated-copy.jpg"):
+        (folder / name).write_bytes(whole[: len(whole) // 2])
     (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
     return folder

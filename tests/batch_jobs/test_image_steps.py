@@ -72,6 +72,7 @@ def test_rejects_say_why(images_run: Run) -> None:
         "notes.txt": ("catalogue", "unknown_format"),
         "noise.png": ("catalogue", found["noise.png"][1]),
         "truncated.jpg": ("embed", "truncated"),
+        "truncated-copy.jpg": ("embed", "truncated"),
         "wrong-extension.jpg": ("catalogue", "unknown_format"),
     }
 

@@ -89,7 +89,7 @@ class TestImages:
         counts = {
             name: images_result[name] for name in ("images", "rejected", "exact_copies", "clusters", "duplicates")
         }
-        assert counts == {"images": 18, "rejected": 5, "exact_copies": 1, "clusters": 6, "duplicates": 7}
+        assert counts == {"images": 19, "rejected": 6, "exact_copies": 1, "clusters": 6, "duplicates": 7}
 
     def test_every_output_exists(self, images_result: dict[str, Any]) -> None:
         """`outputs` names only what is there."""
