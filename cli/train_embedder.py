@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,8 @@ Train the copy-detection network on the photos below PHOTOS and write an embedde
 A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on from the last one.
 
 \b
-  neardup train-embedder photos/ --output my-embedder/
+  neardup train-embedder photos/ --output first/
+  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --learning-rate 1e-3
   neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
 """
 
@@ -27,15 +29,23 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 )
 @click.option("--epochs", type=click.IntRange(1), default=13, show_default=True)
 @click.option("--batch-size", type=click.IntRange(8), default=128, show_default=True, help="Photos a step.")
+@click.option("--learning-rate", type=click.FloatRange(1e-8, 1.0), default=1.5e-3, show_default=True)
+@click.option(
+    "--group-size",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Look-alikes that share a batch; 1: none.",
+)
+@click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def command(*, photos: Path, output: Path, checkpoints: Path | None, epochs: int, batch_size: int, seed: int) -> None:
+def command(*, photos: Path, output: Path, checkpoints: Path | None, start_from: Path | None, **settings: Any) -> None:
     from embed.errors import TrainingInterrupted
     from embed.training.trainer import TrainingSettings, train_embedder
 
-    settings = TrainingSettings(epochs=epochs, batch_size=batch_size, seed=seed)
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
     try:
-        train_embedder(photos, kept, settings, output=output)
+        train_embedder(photos, kept, TrainingSettings(**settings), output=output, start_from=start_from)
     except TrainingInterrupted as stopped:
         click.echo(f"neardup: {stopped}", err=True)
         raise SystemExit(ExitCode.INTERRUPTED) from stopped

@@ -283,7 +283,7 @@ def _inference_network(spec: EmbedderSpec, dtype: str) -> keras.Model:
     if spec.weights == SEEDED:
         seed_weights(trained, spec.seed)
     else:
-        _load_weights(trained, _imagenet_file() if spec.weights == IMAGENET else spec.directory / spec.weights, spec)
+        load_weights(trained, spec)
     if spec.architecture == "vgg16":
         network = vgg16(trained, gem_p=spec.gem_p)
     else:
@@ -300,8 +300,10 @@ def _inference_network(spec: EmbedderSpec, dtype: str) -> keras.Model:
     return keras.Model(images, rows, name=spec.architecture)
 
 
-def _load_weights(network: keras.Model, path: Path, spec: EmbedderSpec) -> None:
-    """Load all weights or raise: Keras only warns when a file lacks some, so they start as NaN and must not stay so."""
+def load_weights(network: keras.Model, spec: EmbedderSpec) -> None:
+    """Load the trained weights of `spec` into a network of its architecture, all of them, or raise EmbedderError."""
+    path = _imagenet_file() if spec.weights == IMAGENET else spec.directory / spec.weights
+    # Keras only warns when a file lacks some weights, so they start as NaN and must not stay so.
     for weight in network.weights:
         weight.assign(np.full(tuple(weight.shape), np.nan, dtype=np.float32))
     try:

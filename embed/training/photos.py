@@ -49,22 +49,21 @@ def photos_sha256(photos: NDArray[np.uint8]) -> str:
 
 
 class PhotoBatches(keras.utils.PyDataset):
-    """Whole batches of photos, in an order that only `seed` and the number of the epoch decide."""
+    """Whole batches of photos, in the order that `start_epoch` was given; in path order before."""
 
-    def __init__(self, photos: NDArray[np.uint8], *, batch_size: int, seed: int) -> None:
+    def __init__(self, photos: NDArray[np.uint8], *, batch_size: int) -> None:
         super().__init__()
-        self._photos = photos
+        self.photos = photos
         self._batch_size = batch_size
-        self._seed = seed
-        self.start_epoch(0)
+        self._order = np.arange(len(photos))
 
-    def start_epoch(self, epoch: int) -> None:
-        """Shuffle for `epoch`, counted from 0."""
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
+    def start_epoch(self, order: NDArray[np.int64]) -> None:
+        """Use `order`, a permutation of the photos, from now on."""
+        self._order = order
 
     def __len__(self) -> int:
-        return len(self._photos) // self._batch_size
+        return len(self.photos) // self._batch_size
 
     def __getitem__(self, index: int) -> tuple[Any]:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        return (self._photos[np.sort(rows)],)
+        return (self.photos[np.sort(rows)],)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed.architectures import vgg_copy
-from embed.embedder import KERAS_POLICIES, EmbedderSpec, create_embedder_dir
+from embed.embedder import KERAS_POLICIES, EmbedderSpec, create_embedder_dir, describe_embedder, load_weights
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
 from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
+from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
 
@@ -37,13 +39,17 @@ _RANGES: Final = {
     "weight_decay": (0.0, 1.0),
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
+    "group_size": (1, 65_536),
     "seed": (0, 2**31 - 1),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """Everything that decides the weights, besides the photos; raises TrainingError for a value out of range."""
+    """Everything that decides the weights, besides photos and first weights; raises TrainingError out of range.
+
+    With a `group_size` above 1 batches are made of groups of that many look-alikes.
+    """
 
     size: int = 96
     dim: int = 256
@@ -56,6 +62,7 @@ class TrainingSettings:
     temperature: float = 0.06
     entropy_weight: float = 0.5
     dtype: str = "bfloat16"
+    group_size: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,16 +117,23 @@ class CopyDetector(keras.Model):
 
 
 class _EachEpoch(keras.callbacks.Callback):
-    """Shuffles before an epoch, saves after it, and gives up when the loss is no number."""
+    """Orders the photos before an epoch, saves after it, and gives up when the loss is no number."""
 
-    def __init__(self, batches: PhotoBatches, folder: Path) -> None:
+    def __init__(self, batches: PhotoBatches, settings: TrainingSettings, folder: Path) -> None:
         super().__init__()
         self._batches = batches
+        self._settings = settings
         self._folder = folder
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        self._batches.start_epoch(epoch)
         self.model.start_epoch(epoch)
+        generator = np.random.default_rng([self._settings.seed, epoch])
+        if self._settings.group_size == 1:
+            self._batches.start_epoch(generator.permutation(len(self._batches.photos)))
+            return
+        rows = _plain_rows(self.model.network, self._batches.photos, self._settings)
+        group_size = self._settings.group_size
+        self._batches.start_epoch(lookalike_order(rows, group_size=group_size, generator=generator))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         loss = (logs or {}).get("loss", 0.0)
@@ -128,29 +142,39 @@ class _EachEpoch(keras.callbacks.Callback):
         saved.save(self._folder, self.model, epoch + 1)
 
 
+def _plain_rows(network: keras.Model, photos: NDArray[np.uint8], settings: TrainingSettings) -> NDArray[np.float32]:
+    """The embeddings of the unedited photos, `(n, dim)`."""
+    describe = keras.Sequential([keras.layers.Resizing(settings.size, settings.size, dtype="float32"), network])
+    describe.compile(jit_compile=keras.backend.backend() == "jax")
+    rows: NDArray[np.float32] = describe.predict(photos, batch_size=settings.batch_size, verbose=0)
+    return rows
+
+
 def train_embedder(
     photos: Path,
     checkpoints: Path,
     settings: TrainingSettings,
     *,
     output: Path,
+    start_from: Path | None = None,
     min_score: float = 0.8,
     verbose: int = 2,
 ) -> EmbedderSpec:
     """Train on every image under `photos` and write the embedder directory `output`, which must not exist yet.
 
-    Resumes from `checkpoints` when the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
+    Starts from random weights, or from those of the embedder directory `start_from`. Resumes from `checkpoints` when
+    the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
     epoch). Raises TrainingError, and TrainingInterrupted on Ctrl-C.
     """
     if output.exists():
         raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
     pixels = load_photos(photos, size=settings.source_size, batch_size=settings.batch_size)
     record = dataclasses.asdict(settings) | {"num_photos": len(pixels), "photos_sha256": photos_sha256(pixels)}
-    saved.claim(checkpoints, record)
+    first = describe_embedder(start_from) if start_from else None
+    saved.claim(checkpoints, record | {"start_from": first.digest if first else None})
+    batches = PhotoBatches(pixels, batch_size=settings.batch_size)
     try:
-        network = _fit(
-            PhotoBatches(pixels, batch_size=settings.batch_size, seed=settings.seed), checkpoints, settings, verbose
-        )
+        network = _fit(batches, checkpoints, settings, first, verbose)
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(
             f"stopped after {saved.last_epoch(checkpoints)} of {settings.epochs} epochs; the state is kept in "
@@ -168,10 +192,14 @@ def train_embedder(
         )
 
 
-def _fit(batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, verbose: int) -> keras.Model:
+def _fit(
+    batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, first: EmbedderSpec | None, verbose: int
+) -> keras.Model:
     """The trained network, in float32."""
     keras.utils.set_random_seed(settings.seed)
     network = vgg_copy(size=settings.size, dim=settings.dim, dtype=KERAS_POLICIES[settings.dtype])
+    if first is not None:
+        load_weights(network, first)
     detector = CopyDetector(network, settings)
     num_steps = settings.epochs * len(batches)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -191,7 +219,7 @@ def _fit(batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, v
         epochs=settings.epochs,
         shuffle=False,
         verbose=verbose,
-        callbacks=[_EachEpoch(batches, checkpoints)],
+        callbacks=[_EachEpoch(batches, settings, checkpoints)],
     )
     trained = vgg_copy(size=settings.size, dim=settings.dim)
     trained.set_weights(network.get_weights())
