@@ -201,7 +201,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def published_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path`, whole, when the block ends without an error."""
+    """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""
+    path = path.resolve()
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
@@ -209,6 +210,7 @@ def published_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -90,6 +90,7 @@ def main() -> None:
 def exit_code_of(error: Exception) -> ExitCode:
     """The exit code of an error of our own packages; INTERNAL for any other."""
     from batch_jobs import errors as batch
+    from cli.report.errors import ReportError
     from embed import errors as embed
     from lsh import errors as lsh
 
@@ -99,6 +100,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         batch.RejectedError: ExitCode.REJECTED,
         batch.SessionError: ExitCode.SPARK,
         batch.BatchError: ExitCode.USAGE,
+        ReportError: ExitCode.WORKSPACE,
         embed.EmbedderError: ExitCode.EMBEDDER,
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,
