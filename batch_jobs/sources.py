@@ -52,7 +52,7 @@ def open_source(source: str, *, uri_root: Path | None = None) -> Source:
     """Look at a source; raises SourceError when nothing can be read from it."""
     if "://" in source:
         raise SourceError(f"source {source} is a URL; give a local folder, glob, .parquet table or .npz file")
-    path = Path(source)
+    path = Path(source).absolute()
     if path.suffix == ".npz":
         return _embeddings_file(path)
     if path.suffix == ".parquet":
@@ -60,7 +60,7 @@ def open_source(source: str, *, uri_root: Path | None = None) -> Source:
     if path.is_dir():
         return _folder(path)
     if not path.exists() and GLOB_CHARACTERS.intersection(source):
-        return _glob(source)
+        return _glob(path)
     if path.is_file():
         raise SourceError(
             f"source {source} is one file; give the folder it is in, a glob, a .parquet table or a .npz of embeddings"
@@ -114,16 +114,16 @@ def _folder(path: Path) -> Source:
     return _files(path, root=path, files=files, what="folder")
 
 
-def _glob(pattern: str) -> Source:
+def _glob(pattern: Path) -> Source:
     fixed = []
-    for part in Path(pattern).parts:
+    for part in pattern.parts:
         if GLOB_CHARACTERS.intersection(part):
             break
         fixed.append(part)
-    root = Path(*fixed) if fixed else Path()
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob wants the root apart
+    root = Path(*fixed)
+    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - Path.glob wants the root apart
     files = [name for name in found if not Path(name).is_dir()]
-    return _files(Path(pattern), root=root, files=files, what="glob")
+    return _files(pattern, root=root, files=files, what="glob")
 
 
 def _files(path: Path, *, root: Path, files: list[str], what: str) -> Source:

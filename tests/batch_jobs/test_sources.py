@@ -46,6 +46,15 @@ def test_a_glob_gives_what_it_matches(tmp_path: Path) -> None:
     assert source.root == tmp_path
 
 
+def test_a_relative_source_is_the_same_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files have absolute paths, so that executors in other folders find them; a glob's too."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert open_source("photos") == open_source(str(tmp_path / "photos"))
+    assert open_source("photos/*.jpg") == open_source(str(tmp_path / "photos" / "*.jpg"))
+
+
 def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     """A rewritten file changes the fingerprint, an untouched folder does not."""
     (tmp_path / "a.jpg").write_bytes(b"1")
