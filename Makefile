@@ -7,7 +7,7 @@ PHOTOS ?=
 setup: ## a virtual environment with the locked packages, and Java
 	@scripts/setup
 
-demo: setup ## find the near-duplicates of 140 photographs whose truth is known
+demo: setup ## near-duplicates among real photographs whose truth is known
 	@$(PYTHON) -m benchmarks demo
 
 test: ## lint, types and every test

@@ -153,7 +153,7 @@ class Pipeline:
             if self.source.kind is SourceKind.EMBEDDINGS:
                 return embed_images.adopt_embeddings(folder, source=self.source)
             task = embed_images.EmbedTask(
-                embedder=self.settings.embedder,
+                embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
                 num_threads=num_cores_a_task,
                 root=str(self.source.root),
@@ -317,6 +317,11 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
         raise SessionError(f"Spark failed: {cause}; the whole log is {workspace / 'spark.log'}") from error
+
+
+def _wherever_workers_run(embedder: str) -> str:
+    """The name of a built-in embedder as it is, a directory as an absolute path."""
+    return str(Path(embedder).resolve()) if Path(embedder).is_dir() else embedder
 
 
 def _model_of(source: Source, settings: RunSettings) -> Model:
