@@ -25,11 +25,8 @@ from embed.training.augmentation import MILD, STRONG, random_view
 from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
-from embed.whitening import fit_whitening
 
 Tensor = Any
-
-MIN_PHOTOS_PER_DIM: Final = 10
 
 _RANGES: Final = {
     "size": (18, 1024),
@@ -166,9 +163,8 @@ def train_embedder(
     """Train on every image under `photos` and write the embedder directory `output`, which must not exist yet.
 
     Starts from random weights, or from those of the embedder directory `start_from`. Resumes from `checkpoints` when
-    the same training was stopped there. Ends by fitting a whitening on the unedited photos, if there are ten for each
-    dimension. `verbose` is Keras' (0 silent, 2 a line an epoch). Raises TrainingError, and TrainingInterrupted on
-    Ctrl-C.
+    the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
+    epoch). Raises TrainingError, and TrainingInterrupted on Ctrl-C.
     """
     if output.exists():
         raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
@@ -188,20 +184,11 @@ def train_embedder(
         raise TrainingError(
             f"the training cannot go on: {error}; free the disk and run the same command again"
         ) from error
-    whitening = None
-    if len(pixels) >= MIN_PHOTOS_PER_DIM * settings.dim:
-        whitening = fit_whitening(_plain_rows(network, pixels, settings), dim=settings.dim)
     with tempfile.TemporaryDirectory(prefix=".trained-", dir=checkpoints) as folder:
         weights = Path(folder) / "trained.weights.h5"
         network.save_weights(weights)
         return create_embedder_dir(
-            output,
-            architecture="vgg_copy",
-            weights=weights,
-            size=settings.size,
-            dim=settings.dim,
-            whitening=whitening,
-            min_score=min_score,
+            output, architecture="vgg_copy", weights=weights, size=settings.size, dim=settings.dim, min_score=min_score
         )
 
 

@@ -143,14 +143,3 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
     """Each setting is checked when it is made, with its value and range."""
     with pytest.raises(TrainingError, match=message):
         tiny(**changes)
-
-
-def test_enough_photos_give_a_whitening(tmp_path: Path, photos: Path) -> None:
-    """With ten photos a dimension the embedder directory carries a whitening that loads with it."""
-    from embed.embedder import load_embedder
-    from embed.training.trainer import train_embedder
-
-    spec = train_embedder(photos, tmp_path / "c", tiny(dim=2, epochs=1), output=tmp_path / "out", verbose=0)
-
-    assert spec.whitening == "whitening.npz"
-    assert load_embedder(tmp_path / "out", batch_size=8).spec.dim == 2
