@@ -30,6 +30,7 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 @click.option("--epochs", type=click.IntRange(1), default=13, show_default=True)
 @click.option("--batch-size", type=click.IntRange(8), default=128, show_default=True, help="Photos a step.")
 @click.option("--learning-rate", type=click.FloatRange(1e-8, 1.0), default=1.5e-3, show_default=True)
+@click.option("--temperature", type=click.FloatRange(1e-3, 10.0), default=0.06, show_default=True)
 @click.option(
     "--group-size",
     type=click.IntRange(1),

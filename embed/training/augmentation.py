@@ -52,19 +52,19 @@ MILD = EditStrength(
     caption_rate=0.05,
 )
 STRONG = EditStrength(
-    min_area=0.14,
-    max_zoom_out=2.2,
-    zoom_out_rate=0.3,
+    min_area=0.3,
+    max_zoom_out=1.8,
+    zoom_out_rate=0.2,
     max_aspect=1.5,
-    max_rotation_deg=20.0,
+    max_rotation_deg=12.0,
     rotation_rate=0.35,
-    right_angle_rate=0.38,
-    color=1.0,
+    right_angle_rate=0.25,
+    color=0.7,
     gray_rate=0.15,
-    blur_rate=0.35,
-    max_noise=16.0,
-    paste_rate=0.3,
-    caption_rate=0.35,
+    blur_rate=0.2,
+    max_noise=8.0,
+    paste_rate=0.1,
+    caption_rate=0.2,
 )
 
 
