@@ -9,7 +9,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 LISTING = "image_id string, uri string"
-LISTING_WITH_CONTENT = "image_id string, content binary"
 
 INSPECTED = (
     "image_id string, uri string, width int, height int, size_bytes long, sha256 string, reason string, detail string"
