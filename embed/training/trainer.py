@@ -30,6 +30,7 @@ Tensor = Any
 
 _RANGES: Final = {
     "size": (18, 1024),
+    "view_size": (18, 1024),
     "dim": (2, 4096),
     "source_size": (18, 4096),
     "epochs": (1, 99_999),
@@ -40,6 +41,7 @@ _RANGES: Final = {
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
     "group_size": (1, 65_536),
+    "memory_batches": (0, 65_536),
     "seed": (0, 2**31 - 1),
 }
 
@@ -48,10 +50,14 @@ _RANGES: Final = {
 class TrainingSettings:
     """Everything that decides the weights, besides photos and first weights; raises TrainingError out of range.
 
-    With a `group_size` above 1 batches are made of groups of that many look-alikes.
+    `size` is the side of the squares that the finished embedder takes, `view_size` that of the views it is trained on.
+    A view shows a part of its photo enlarged, so things come out as large as in training when `size` is somewhat more
+    (Touvron et al., arXiv 1906.06423), and small views cost less. With a `group_size` above 1 batches are made of
+    groups of that many look-alikes. The embeddings of the last `memory_batches` batches stay negatives.
     """
 
-    size: int = 96
+    size: int = 112
+    view_size: int = 96
     dim: int = 256
     source_size: int = 144
     epochs: int = 13
@@ -63,6 +69,7 @@ class TrainingSettings:
     entropy_weight: float = 0.5
     dtype: str = "bfloat16"
     group_size: int = 1
+    memory_batches: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,10 +77,12 @@ class TrainingSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise TrainingError(f"{name}={value} is out of range {low}..{high}")
-        if self.size % 6:
-            raise TrainingError(f"size={self.size} is not a multiple of 6, which the drawn letters need; try 96")
-        if self.source_size < self.size:
-            raise TrainingError(f"source_size={self.source_size} is below size={self.size}; crops would be enlarged")
+        if self.view_size % 6:
+            raise TrainingError(f"view_size={self.view_size} is not a multiple of 6, which drawn letters need; try 96")
+        if self.source_size < self.view_size:
+            raise TrainingError(
+                f"source_size={self.source_size} is below view_size={self.view_size}; use sharper photos"
+            )
         if self.dtype not in KERAS_POLICIES:
             raise TrainingError(f"dtype={self.dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
 
@@ -86,16 +95,28 @@ class CopyDetector(keras.Model):
         self.network = network
         self.settings = settings
         self.seed = keras.random.SeedGenerator(settings.seed)
+        self.memory = self.add_weight(
+            shape=(settings.memory_batches * 2 * settings.batch_size, settings.dim),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            name="memory",
+        )
 
     def start_epoch(self, epoch: int) -> None:
-        """Draw the edits of `epoch` as a function of the seed and its number: checkpoints do not keep random state."""
+        """Empty the memory, so that it never holds a batch's own photos, and draw edits by the seed and the epoch.
+
+        So an epoch depends on nothing that a checkpoint does not keep.
+        """
+        self.memory.assign(ops.zeros(self.memory.shape))
         state = np.random.SeedSequence([self.settings.seed, epoch]).generate_state(2) >> 1
         self.seed.state.assign(state.astype(keras.backend.standardize_dtype(self.seed.state.dtype)))
 
     def call(self, photos: Tensor, training: bool = False) -> Tensor:
         """`(n, source, source, 3)` uint8 -> `(2n, dim)`: first every mild view, then every strong one."""
         photos = ops.cast(photos, "float32")
-        views = [random_view(photos, strength, size=self.settings.size, seed=self.seed) for strength in (MILD, STRONG)]
+        size = self.settings.view_size
+        views = [random_view(photos, strength, size=size, seed=self.seed) for strength in (MILD, STRONG)]
         return self.network(ops.concatenate(views, axis=0), training=training)
 
     def compute_loss(
@@ -106,14 +127,20 @@ class CopyDetector(keras.Model):
         sample_weight: Tensor = None,  # noqa: ARG002
         training: bool = True,  # noqa: ARG002
     ) -> Tensor:
-        """The contrastive loss of a batch's two views."""
+        """The contrastive loss of a batch's two views, which are remembered then and the oldest ones forgotten."""
         first, second = ops.split(y_pred, 2, axis=0)
-        return contrastive_loss(
+        memory = ops.convert_to_tensor(self.memory)
+        loss = contrastive_loss(
             first,
             second,
+            memory,
             temperature=self.settings.temperature,
             entropy_weight=self.settings.entropy_weight,
         )
+        if self.settings.memory_batches:
+            kept = memory[: -2 * self.settings.batch_size]
+            self.memory.assign(ops.concatenate([ops.stop_gradient(y_pred), kept], axis=0))
+        return loss
 
 
 class _EachEpoch(keras.callbacks.Callback):
@@ -144,7 +171,9 @@ class _EachEpoch(keras.callbacks.Callback):
 
 def _plain_rows(network: keras.Model, photos: NDArray[np.uint8], settings: TrainingSettings) -> NDArray[np.float32]:
     """The embeddings of the unedited photos, `(n, dim)`."""
-    describe = keras.Sequential([keras.layers.Resizing(settings.size, settings.size, dtype="float32"), network])
+    describe = keras.Sequential(
+        [keras.layers.Resizing(settings.view_size, settings.view_size, dtype="float32"), network]
+    )
     describe.compile(jit_compile=keras.backend.backend() == "jax")
     rows: NDArray[np.float32] = describe.predict(photos, batch_size=settings.batch_size, verbose=0)
     return rows
@@ -197,7 +226,7 @@ def _fit(
 ) -> keras.Model:
     """The trained network, in float32."""
     keras.utils.set_random_seed(settings.seed)
-    network = vgg_copy(size=settings.size, dim=settings.dim, dtype=KERAS_POLICIES[settings.dtype])
+    network = vgg_copy(size=settings.view_size, dim=settings.dim, dtype=KERAS_POLICIES[settings.dtype])
     if first is not None:
         load_weights(network, first)
     detector = CopyDetector(network, settings)
@@ -221,6 +250,6 @@ def _fit(
         verbose=verbose,
         callbacks=[_EachEpoch(batches, settings, checkpoints)],
     )
-    trained = vgg_copy(size=settings.size, dim=settings.dim)
+    trained = vgg_copy(size=settings.view_size, dim=settings.dim)
     trained.set_weights(network.get_weights())
     return trained

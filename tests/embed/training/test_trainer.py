@@ -26,7 +26,17 @@ pytestmark = [
 def tiny(**changes: Any) -> TrainingSettings:
     from embed.training.trainer import TrainingSettings
 
-    settings = TrainingSettings(size=18, dim=8, source_size=24, epochs=3, batch_size=8, warmup_steps=2, dtype="float32")
+    settings = TrainingSettings(
+        size=20,
+        view_size=18,
+        dim=8,
+        source_size=24,
+        epochs=3,
+        batch_size=8,
+        warmup_steps=2,
+        memory_batches=1,
+        dtype="float32",
+    )
     return dataclasses.replace(settings, **changes)
 
 
@@ -79,7 +89,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 
     resumed = train_embedder(photos, tmp_path / "c2", tiny(), output=tmp_path / "resumed", verbose=0)
 
-    assert (whole.size, whole.dim) == (18, 8)
+    assert (whole.size, whole.dim) == (20, 8)
     for expected, actual in zip(weights(whole.directory), weights(resumed.directory), strict=True):
         assert np.isfinite(actual).all()
         np.testing.assert_allclose(actual, expected, atol=1e-6)
@@ -94,6 +104,21 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
 
     loss = float(capsys.readouterr().out.rsplit("loss: ", 1)[1])
     assert math.isfinite(loss)
+
+
+def test_the_memory_holds_the_latest_batches_and_starts_each_epoch_empty() -> None:
+    """Embeddings of the last `memory_batches` batches are remembered, newest first, and never across epochs."""
+    from embed.architectures import vgg_copy
+    from embed.training.trainer import CopyDetector
+
+    detector = CopyDetector(vgg_copy(size=18, dim=8), tiny(batch_size=2, memory_batches=2))
+    batches = [np.eye(8, dtype=np.float32)[[i, i, i + 1, i + 1]] for i in range(3)]
+    for rows in batches:
+        detector.compute_loss(y_pred=rows)
+
+    np.testing.assert_array_equal(detector.memory.numpy(), np.concatenate([batches[2], batches[1]]))
+    detector.start_epoch(1)
+    assert not detector.memory.numpy().any()
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
@@ -134,8 +159,8 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
     [
         ({"epochs": 0}, r"epochs=0 is out of range 1\.\.99999"),
         ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
-        ({"size": 20}, "size=20 is not a multiple of 6"),
-        ({"size": 30}, "source_size=24 is below size=30"),
+        ({"view_size": 20}, "view_size=20 is not a multiple of 6"),
+        ({"view_size": 30}, "source_size=24 is below view_size=30"),
         ({"dtype": "float16"}, "dtype='float16' is unknown"),
     ],
 )
