@@ -23,7 +23,7 @@ lint: setup ## ruff and mypy
 bench: setup ## figures against peers; PHOTOS=folder of photographs
 	@test -n "$(PHOTOS)" || { echo "give a folder of photographs: make bench PHOTOS=~/photos" >&2; exit 2; }
 	@$(PYTHON) -m benchmarks codec
-	@$(PYTHON) -m benchmarks descriptors "$(PHOTOS)"
+	@.venv/bin/neardup evaluate "$(PHOTOS)"
 	@$(PYTHON) -m benchmarks batch --images 100000
 	@$(PYTHON) -m benchmarks dedup "$(PHOTOS)"
 

@@ -15,7 +15,6 @@ SUMMARIES = {
     "codec": "Variable-byte decoding beside pyfastpfor's.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
-    "descriptors": "Recall at 99 % precision of our embedder, PDQ and pHash.",
 }
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.neardup_run import run_neardup
-from benchmarks.results import show_table, versions, write_json
+from benchmarks.results import versions, write_json
+from cli.tables import show_table
 
 STAGES = ("terms", "candidates", "select", "cluster")
 DIM = 256

@@ -16,7 +16,8 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.results import show_table, versions, write_json
+from benchmarks.results import versions, write_json
+from cli.tables import show_table
 from lsh.variable_byte import decode, encode
 
 AVERAGE_GAPS = (3, 60, 1_000, 100_000)

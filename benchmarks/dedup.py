@@ -15,12 +15,13 @@ import click
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from benchmarks.descriptors import list_photos
-from benchmarks.edits import crop, mirror
 from benchmarks.neardup_run import run_neardup
-from benchmarks.results import show_table, versions, write_json
-from benchmarks.same_picture import same_pictures
+from benchmarks.results import versions, write_json
 from benchmarks.truth import Truth, read_clusters, score_clusters, wrong_pairs
+from cli.tables import show_table
+from embed.evaluation.edits import crop, mirror
+from embed.evaluation.planted import list_photos
+from embed.evaluation.same_picture import same_pictures
 
 NUM_SHOWN = 10
 Copy = tuple[Callable[[Image.Image, np.random.Generator], Image.Image], int]

@@ -13,8 +13,9 @@ import click
 
 from benchmarks.demo_photos import PhotosMissingError, write_demo
 from benchmarks.neardup_run import run_neardup
-from benchmarks.results import show_table, write_json
+from benchmarks.results import write_json
 from benchmarks.truth import Truth, read_clusters, score_clusters, wrong_pairs
+from cli.tables import show_table
 
 MIN_PRECISION = 1.0
 MIN_RECALL = 0.85

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks import edits
-from benchmarks.edits import Edit
 from benchmarks.truth import Truth
+from embed.evaluation import edits
+from embed.evaluation.edits import Edit
 
 PHOTOS = {
     "skimage": (

@@ -1,4 +1,4 @@
-"""How every benchmark shows and keeps its figures: a bordered table, the versions behind it, one JSON file."""
+"""How every benchmark keeps its figures: the versions behind them and one JSON file."""
 
 from __future__ import annotations
 
@@ -6,26 +6,10 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-
-
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a bordered table; the first column is text, the others are right-aligned. Empty names: no header row."""
-    table = Table(title=title, title_justify="left", show_header=any(columns))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
 
 
 def versions(*packages: str) -> dict[str, str]:

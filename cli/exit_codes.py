@@ -17,4 +17,5 @@ class ExitCode(IntEnum):
     SPARK = 6
     EMBEDDER = 7
     TRAINING = 8
+    EVALUATION = 9
     INTERRUPTED = 130

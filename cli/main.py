@@ -16,6 +16,7 @@ from cli.exit_codes import ExitCode
 COMMANDS = {
     "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table and write clusters and a report."),
     "embed": ("cli.embed", "Write the embeddings of a folder or table, for people who bring their own index."),
+    "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
 }
 
@@ -29,6 +30,7 @@ The usual flow:
   neardup dedup images.parquet --json         a table in, one JSON object out
   neardup embed photos/ --output photos.npz   embeddings only
   neardup dedup photos.npz                    embeddings in, clusters out
+  neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup train-embedder photos/ --output my-embedder/
 
 \b
@@ -102,6 +104,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         batch.BatchError: ExitCode.USAGE,
         ReportError: ExitCode.WORKSPACE,
         embed.EmbedderError: ExitCode.EMBEDDER,
+        embed.EvaluationError: ExitCode.EVALUATION,
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,

@@ -3,6 +3,7 @@
 EmbedError
 ├── ImageRejected      bytes that are not an image this system accepts, with a `RejectReason`
 ├── EmbedderError      an embedder directory or weights file that cannot be used
+├── EvaluationError    photos or labelled pairs that cannot be evaluated on
 └── TrainingError      photos, settings or checkpoints that cannot be trained on
     └── TrainingInterrupted   stopped by the user; the last checkpoint is kept
 """
@@ -43,6 +44,10 @@ class ImageRejected(EmbedError):  # noqa: N818 - the glossary's word
 
 class EmbedderError(EmbedError):
     """An embedder directory, architecture or weights file that cannot be used."""
+
+
+class EvaluationError(EmbedError):
+    """Photos, labelled pairs or scores that cannot be evaluated."""
 
 
 class TrainingError(EmbedError):

@@ -1,30 +1,24 @@
 """Writes a report as one HTML file that needs nothing else: no server, no network, no other file.
 
 The shell (`page.html`) is a Jinja2 template with its style and script inlined; the clusters follow as JSON blocks,
-streamed to disk as they are made, so that memory holds one page of thumbnails however large the report. The page's
-content security policy (https://www.w3.org/TR/CSP3/) allows the hashes of that one style and script and images from
-`data:` addresses, nothing else. Used by `neardup dedup --report`.
+streamed to disk as they are made, so that memory holds one page of thumbnails however large the report.
+Used by `neardup dedup --report`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from cli.report import histogram
+from cli.report import histogram, html
 from cli.report.errors import ReportError
 from cli.report.model import Reject, Report
 from cli.report.pages import CLUSTERS_PER_PAGE, ClusterPages, json_for_html
 from cli.report.whole_file import write_whole_file
-from cli.report.wording import format_bytes, format_seconds, format_share, visible
+from cli.report.wording import visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +41,8 @@ def write_report(report: Report, path: Path, *, limits: ReportLimits | None = No
     Raises ReportError where the file cannot be written or the clusters do not come largest first.
     """
     limits = limits or ReportLimits()
-    folder = Path(__file__).parent
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = (folder / "page.js").read_text(encoding="utf-8")
+    style = html.style_sheet()
+    script = (html.FOLDER / "page.js").read_text(encoding="utf-8")
     pages = ClusterPages(report, max_images=limits.max_images, max_images_per_cluster=limits.max_images_per_cluster)
 
     def contents() -> str:
@@ -62,13 +55,12 @@ def write_report(report: Report, path: Path, *, limits: ReportLimits | None = No
             }
         )
 
-    template = _environment(folder).get_template("page.html")
     write_whole_file(
         path,
-        template.generate(
+        html.template("page.html").generate(
             report=report,
-            version=_version(),
-            policy=_content_security_policy(style, script),
+            version=html.release(),
+            policy=html.content_security_policy(style, script),
             style=style,
             script=script,
             total_seconds=sum(report.seconds_per_stage.values()),
@@ -80,34 +72,6 @@ def write_report(report: Report, path: Path, *, limits: ReportLimits | None = No
             clusters_per_page=CLUSTERS_PER_PAGE,
             contents=contents,
         ),
-    )
-
-
-def _environment(folder: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        as_bytes=format_bytes,
-        as_seconds=format_seconds,
-        json_for_html=json_for_html,
-        share_of=format_share,
-        visible=visible,
-    )
-    return environment
-
-
-def _content_security_policy(style: str, script: str) -> str:
-    def digest(text: str) -> str:
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"
-
-    return (
-        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)};"
-        " img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -123,10 +87,3 @@ def _rejects_by_reason(rejects: Iterable[Reject], max_shown: int) -> list[dict[s
     return [
         {"reason": reason, "count": count, "images": shown[reason]} for reason, count in num_of_reason.most_common()
     ]
-
-
-def _version() -> str:
-    try:
-        return version("neardup")
-    except PackageNotFoundError:
-        return "from source"

@@ -13,12 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import imagehash
 import numpy as np
+import pdqhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from embed.decoding import decode_image
+from embed.embedder import load_embedder
+from embed.preprocessing import to_square
 
-class Contender(Protocol):
+
+class Descriptor(Protocol):
     """A descriptor under test."""
 
     @property
@@ -36,14 +42,14 @@ class Contender(Protocol):
 
 
 class SupportsEmbed(Protocol):
-    """What a contender needs of an embedder: `(n, size, size, 3)` uint8 -> `(n, dim)` float32 unit rows."""
+    """What a descriptor needs of an embedder: `(n, size, size, 3)` uint8 -> `(n, dim)` float32 unit rows."""
 
     def embed(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """One row for each image, in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedderContender:
+class EmbedderDescriptor:
     """A network of ours."""
 
     name: str
@@ -52,14 +58,10 @@ class EmbedderContender:
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels; a JPEG may be decoded at a reduced scale."""
-        from embed.decoding import decode_image
-
         return decode_image(content, min_side=self.size)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The network's square."""
-        from embed.preprocessing import to_square
-
         return to_square(pixels, self.size)
 
     def rows(self, prepared: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -68,7 +70,7 @@ class EmbedderContender:
 
 
 @dataclass(frozen=True, slots=True)
-class HashContender:
+class HashDescriptor:
     """A 256-bit perceptual hash; `bits_of` gives the 256 bits of one `(h, w, 3)` uint8 image."""
 
     name: str
@@ -76,8 +78,6 @@ class HashContender:
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels at full size."""
-        from embed.decoding import decode_image
-
         return decode_image(content)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -91,29 +91,23 @@ class HashContender:
 
 
 def _pdq_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    import pdqhash
-
     bits, _quality = pdqhash.compute(np.ascontiguousarray(pixels))
     return np.asarray(bits)
 
 
 def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    import imagehash
-
     return np.asarray(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash)
 
 
-def load_contenders(names: Sequence[str], *, embedder: str) -> list[Contender]:
-    """The contenders by name, ours first; `embedder` is a name or directory that `load_embedder` takes."""
-    contenders: list[Contender] = []
+def load_descriptors(names: Sequence[str], *, embedder: str) -> list[Descriptor]:
+    """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes."""
+    descriptors: list[Descriptor] = []
     for name in names:
         if name == "pdq":
-            contenders.append(HashContender("PDQ", _pdq_bits))
+            descriptors.append(HashDescriptor("PDQ", _pdq_bits))
         elif name == "phash":
-            contenders.append(HashContender("pHash 256", _phash_bits))
+            descriptors.append(HashDescriptor("pHash 256", _phash_bits))
         else:
-            from embed.embedder import load_embedder
-
             ours = load_embedder(embedder)
-            contenders.append(EmbedderContender(ours.spec.architecture, ours, ours.spec.size))
-    return contenders
+            descriptors.append(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size))
+    return descriptors

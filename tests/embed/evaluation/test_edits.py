@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.edits import EDITS, planted
+from embed.evaluation.edits import ALL_EDITS, EDITS, HARDER_EDITS, planted
 
 
 @pytest.fixture
@@ -27,9 +27,10 @@ def edit(photo: Image.Image, name: str, seed: int = 0) -> Image.Image:
 def test_there_are_fourteen_edits() -> None:
     """The registry holds the 14 edits that every figure is quoted for."""
     assert len(EDITS) == 14
+    assert list(ALL_EDITS) == [*EDITS, *HARDER_EDITS]
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", ALL_EDITS)
 def test_an_edit_returns_a_changed_rgb_image_and_leaves_its_input_alone(photo: Image.Image, name: str) -> None:
     """Every edit gives a new RGB image and does not touch the photo it was given."""
     before = photo.copy()
@@ -39,13 +40,13 @@ def test_an_edit_returns_a_changed_rgb_image_and_leaves_its_input_alone(photo: I
     assert (edited.size, edited.tobytes()) != (photo.size, photo.tobytes())
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", ALL_EDITS)
 def test_an_edit_depends_only_on_its_seed(photo: Image.Image, name: str) -> None:
     """The same seed, edit and photo number give the same pixels."""
     assert edit(photo, name, seed=5).tobytes() == edit(photo, name, seed=5).tobytes()
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", ALL_EDITS)
 def test_an_edit_survives_a_tiny_photo(name: str) -> None:
     """A photo of a few pixels is edited without an error."""
     assert min(edit(Image.new("RGB", (5, 4), "red"), name).size) >= 1

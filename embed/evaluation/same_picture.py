@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from embed.decoding import decode_image
+
 THUMBNAIL_SIZE = 32
 MAX_DIFFERENCE = 3.0
 
@@ -35,6 +37,6 @@ def same_thumbnails(thumbnails: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def _thumbnail(path: Path) -> NDArray[np.float64]:
-    with Image.open(path) as opened:
-        small = opened.convert("RGB").resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
+    photo = Image.fromarray(decode_image(path.read_bytes()))
+    small = photo.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64).ravel()

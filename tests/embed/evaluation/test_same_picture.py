@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.same_picture import MAX_DIFFERENCE, same_pictures, same_thumbnails
+from embed.evaluation.same_picture import MAX_DIFFERENCE, same_pictures, same_thumbnails
 
 
 def photo(seed: int) -> Image.Image:

@@ -1,0 +1,1 @@
+"""What a descriptor finds and misses: planted edits and labelled pairs, scored at a stated precision."""
