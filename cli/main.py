@@ -17,6 +17,8 @@ COMMANDS = {
     "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table and write clusters and a report."),
     "embed": ("cli.embed", "Write the embeddings of a folder or table, for people who bring their own index."),
     "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
+    "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
+    "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
 }
 
@@ -31,6 +33,7 @@ The usual flow:
   neardup embed photos/ --output photos.npz   embeddings only
   neardup dedup photos.npz                    embeddings in, clusters out
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
+  neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
 
 \b
@@ -104,6 +107,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         batch.BatchError: ExitCode.USAGE,
         ReportError: ExitCode.WORKSPACE,
         embed.EmbedderError: ExitCode.EMBEDDER,
+        embed.ImageRejected: ExitCode.REJECTED,
         embed.EvaluationError: ExitCode.EVALUATION,
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,

@@ -1,8 +1,8 @@
 """Pairs of images that people or a labeller judged: a CSV with the columns `a,b,label`, and its scores.
 
-The format is that of Pinterest's released near-duplicate pairs. `label` is 1 for a near-duplicate and 0 for none; other
-columns are ignored, but `kind` groups the figures. Without any 0 in the file, all pairs of its images that the 1s do
-not link, directly or through others, count as different.
+The format is that of Pinterest's released near-duplicate pairs. `label` is 1 for a near-duplicate and 0 for none, and
+rows labelled `unsure` are passed over; other columns are ignored, but `kind` groups the figures. Without any 0 in the
+file, all pairs of its images that the 1s do not link, directly or through others, count as different.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from embed.errors import EvaluationError
 from embed.evaluation.scored_pairs import FalsePairs, JudgedPair, ScoredPairs, highest, highest_false_pairs
 
-COLUMNS: Final = ("a", "b", "label")
-LABELS: Final = {"0": False, "1": True}
+LABELS: Final = {"0": False, "1": True, "unsure": None}
 MAX_ROWS: Final = 10_000_000
 
 
@@ -49,21 +48,18 @@ def read_labelled_pairs(path: Path, *, images: Path) -> LabelledPairs:
     position: dict[Path, int] = {}
     kind_position: dict[str, int] = {}
     rows: list[tuple[int, int, bool, int]] = []
-    root = images.resolve()
-    for number, row in _rows(path):
-        if len(rows) == MAX_ROWS:
-            raise EvaluationError(f"{path} has more than {MAX_ROWS:,} pairs; split it")
-        where = f"{path} line {number}"
+    for where, row, left, right in _rows(path, images.resolve(), columns=("a", "b", "label")):
         label = (row["label"] or "").strip()
         if label not in LABELS:
-            raise EvaluationError(f"{where}: label {label!r} is unknown; use 1 for a near-duplicate and 0 for none")
-        left, right = (
-            position.setdefault(_image_below(root, row[side] or "", where), len(position)) for side in ("a", "b")
-        )
-        if left == right:
-            raise EvaluationError(f"{where}: a and b are the same file {row['a']!r}; a pair has two")
+            raise EvaluationError(
+                f"{where}: label {label!r} is unknown; use 1 for a near-duplicate, 0 for none, or unsure"
+            )
+        is_same = LABELS[label]
+        if is_same is None:
+            continue
         kind = kind_position.setdefault((row.get("kind") or "pairs").strip(), len(kind_position))
-        rows.append((left, right, LABELS[label], kind))
+        first, second = (position.setdefault(image, len(position)) for image in (left, right))
+        rows.append((first, second, is_same, kind))
     if not any(is_same for _, _, is_same, _ in rows):
         raise EvaluationError(f"{path} has no pair with label 1 in {len(rows)} rows; recall needs at least one")
     table = np.array(rows, np.int64)
@@ -77,18 +73,32 @@ def read_labelled_pairs(path: Path, *, images: Path) -> LabelledPairs:
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str | None]]]:
-    """Line numbers and rows of a CSV that has the columns."""
+def read_candidate_pairs(path: Path, *, images: Path) -> list[tuple[Path, Path]]:
+    """The pairs of a CSV with the columns `a` and `b`, whatever its labels; raises EvaluationError."""
+    return [(left, right) for _, _, left, right in _rows(path, images.resolve(), columns=("a", "b"))]
+
+
+def _rows(
+    path: Path, root: Path, *, columns: Sequence[str]
+) -> Iterator[tuple[str, Mapping[str, str | None], Path, Path]]:
+    """Where a row is, the row, and the files of its `a` and `b`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
                 raise EvaluationError(
-                    f"{path} lacks the column {', '.join(missing)}; its first line must name at least a,b,label"
+                    f"{path} lacks the column {', '.join(missing)}; its first line must name at least "
+                    f"{','.join(columns)}"
                 )
-            for row in reader:
-                yield reader.line_num, row
+            for number, row in enumerate(reader):
+                where = f"{path} line {reader.line_num}"
+                if number == MAX_ROWS:
+                    raise EvaluationError(f"{path} has more than {MAX_ROWS:,} pairs; split it")
+                left, right = (_image_below(root, row[side] or "", where) for side in ("a", "b"))
+                if left == right:
+                    raise EvaluationError(f"{where}: a and b are the same file {row['a']!r}; a pair has two")
+                yield where, row, left, right
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EvaluationError(f"{path} cannot be read as a CSV file: {error}") from error
 

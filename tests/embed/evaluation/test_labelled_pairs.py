@@ -9,7 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from embed.errors import EvaluationError
-from embed.evaluation.labelled_pairs import LabelledPairs, read_labelled_pairs, readable_pairs, score_labels
+from embed.evaluation.labelled_pairs import (
+    LabelledPairs,
+    read_candidate_pairs,
+    read_labelled_pairs,
+    readable_pairs,
+    score_labels,
+)
 
 
 def read(folder: Path, *lines: str) -> LabelledPairs:
@@ -33,11 +39,23 @@ def test_rows_become_positions_in_the_list_of_images(tmp_path: Path) -> None:
     assert not pairs.are_complete
 
 
+def test_pairs_labelled_unsure_are_passed_over(tmp_path: Path) -> None:
+    """They are neither true nor false, and images that occur in no other pair are not looked at."""
+    pairs = read(tmp_path, "a,b,label", "p,q,unsure", "r,s,1")
+    assert [path.name for path in pairs.images] == ["r", "s"]
+    assert [
+        (left.name, right.name) for left, right in read_candidate_pairs(tmp_path / "pairs.csv", images=tmp_path)
+    ] == [
+        ("p", "q"),
+        ("r", "s"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (("a,b", "x,y"), "lacks the column label"),
-        (("a,b,label", "x,y,maybe"), r"line 2: label 'maybe' is unknown; use 1 .* and 0"),
+        (("a,b,label", "x,y,maybe"), r"line 2: label 'maybe' is unknown; use 1 .* 0 .* or unsure"),
         (("a,b,label", "x,y,"), "label '' is unknown"),
         (("a,b,label", "../x,y,1"), r"line 2: '\.\./x' leads out of"),
         (("a,b,label", "/etc/passwd,y,1"), "leads out of"),
