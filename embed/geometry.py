@@ -42,9 +42,10 @@ class GeometryParams:
     """What makes two images the same: many inliers and a fair agreement, or fewer and a near-perfect one.
 
     Inliers are matches on one transform, agreement the share of blocks under it that correlate. With at least
-    `many_inliers` an agreement of `fair_agreement` is enough (a caption or stickers cover the rest), with `min_inliers`
-    it takes `full_agreement` (two faces or two signs share some keypoints). Half of either, or fewer than
-    `min_keypoints` in an image, leaves the verdict open. `max_error_px` is at `max_side` pixels.
+    `many_inliers`, or `large_share` of the keypoints of the image that has fewer, an agreement of `fair_agreement` is
+    enough (a caption or stickers cover the rest); with `min_inliers` it takes `full_agreement` (two faces or two signs
+    share some keypoints). Half of either, or fewer than `min_keypoints` in an image, leaves the verdict open.
+    `max_error_px` is at `max_side` pixels.
     """
 
     max_side: int = 448
@@ -54,6 +55,7 @@ class GeometryParams:
     min_keypoints: int = 30
     min_inliers: int = 15
     many_inliers: int = 60
+    large_share: float = 0.35
     fair_agreement: float = 0.5
     full_agreement: float = 0.9
 
@@ -66,6 +68,7 @@ class GeometryParams:
             "min_keypoints": (4, 10_000),
             "min_inliers": (5, 10_000),
             "many_inliers": (self.min_inliers, 10_000),
+            "large_share": (0.0, 1.0),
             "fair_agreement": (0.0, 1.0),
             "full_agreement": (self.fair_agreement, 1.0),
         }
@@ -199,9 +202,9 @@ def _verify_one(
     is_mirrored: bool,
 ) -> Verification:
     """Judge `left` against one orientation of the right image."""
-    has_texture = min(len(left.points), len(right_points)) >= params.min_keypoints
+    num_keypoints = min(len(left.points), len(right_points))
     no_transform = Verification(
-        verdict=Verdict.DIFFERENT if has_texture else Verdict.UNSURE,
+        verdict=_verdict(0, num_keypoints, 0.0, params),
         num_inliers=0,
         agreement=0.0,
         is_mirrored=is_mirrored,
@@ -223,7 +226,7 @@ def _verify_one(
     if is_mirrored:
         inlier_right = inlier_right * _MIRROR_SIGN + _MIRROR_SHIFT
     return Verification(
-        verdict=_verdict(num_inliers, agreement, params, has_texture=has_texture),
+        verdict=_verdict(num_inliers, num_keypoints, agreement, params),
         num_inliers=num_inliers,
         agreement=agreement,
         is_mirrored=is_mirrored,
@@ -233,16 +236,19 @@ def _verify_one(
     )
 
 
-def _verdict(num_inliers: int, agreement: float, params: GeometryParams, *, has_texture: bool) -> Verdict:
+def _verdict(num_inliers: int, num_keypoints: int, agreement: float, params: GeometryParams) -> Verdict:
+    """`num_keypoints` is that of the image that has fewer."""
+    many = max(params.min_inliers, min(params.many_inliers, params.large_share * num_keypoints))
+
     def is_same(share: float) -> bool:
         """Whether this share of each requirement is met."""
-        return (num_inliers >= share * params.many_inliers and agreement >= share * params.fair_agreement) or (
+        return (num_inliers >= share * many and agreement >= share * params.fair_agreement) or (
             num_inliers >= share * params.min_inliers and agreement >= share * params.full_agreement
         )
 
     if is_same(1.0):
         return Verdict.SAME
-    return Verdict.DIFFERENT if has_texture and not is_same(0.5) else Verdict.UNSURE
+    return Verdict.UNSURE if num_keypoints < params.min_keypoints or is_same(0.5) else Verdict.DIFFERENT
 
 
 def mutual_matches(left: NDArray[np.float32], right: NDArray[np.float32], *, max_ratio: float) -> NDArray[np.int64]:
