@@ -16,7 +16,7 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 
 \b
   neardup train-embedder photos/ --output first/
-  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --learning-rate 1e-3
+  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --frozen-statistics
   neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
 """
 
@@ -30,13 +30,16 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 @click.option("--epochs", type=click.IntRange(1), default=13, show_default=True)
 @click.option("--batch-size", type=click.IntRange(8), default=128, show_default=True, help="Photos a step.")
 @click.option("--learning-rate", type=click.FloatRange(1e-8, 1.0), default=1.5e-3, show_default=True)
-@click.option("--temperature", type=click.FloatRange(1e-3, 10.0), default=0.06, show_default=True)
+@click.option("--temperature", type=click.FloatRange(1e-3, 10.0), default=0.08, show_default=True)
 @click.option(
     "--group-size",
     type=click.IntRange(1),
     default=1,
     show_default=True,
     help="Look-alikes that share a batch; 1: none.",
+)
+@click.option(
+    "--frozen-statistics", is_flag=True, help="Keep batch norm's means and variances; for --group-size above 1."
 )
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

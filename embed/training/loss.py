@@ -1,8 +1,7 @@
 """The contrastive loss with an entropy regulariser that spreads embeddings over the sphere.
 
 Sources: NT-Xent, Chen et al., arXiv 2002.05709, eq. 1; the KoLeo differential-entropy term,
-Sablayrolles et al., arXiv 1806.03198, eq. 2; their sum for copy detection, SSCD, Pizzi et al., arXiv 2202.10261, eq. 5;
-negatives remembered from earlier batches, Wang et al., arXiv 1912.06798.
+Sablayrolles et al., arXiv 1806.03198, eq. 2; their sum for copy detection, SSCD, Pizzi et al., arXiv 2202.10261, eq. 5.
 """
 
 from __future__ import annotations
@@ -14,20 +13,16 @@ from embed.keras_backend import ops
 Tensor = Any
 
 
-def contrastive_loss(
-    first: Tensor, second: Tensor, memory: Tensor, *, temperature: float, entropy_weight: float
-) -> Tensor:
+def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float, entropy_weight: float) -> Tensor:
     """Scalar loss of two views, row `i` of each from the same photo; both `(n, dim)` float32 unit rows.
 
-    Every row is asked to find its other view among the `2n - 1` other rows of the batch and the `(m, dim)` rows of
-    other photos in `memory`; a row of zeros there weighs next to nothing.
+    Every row is asked to find its other view among the `2n - 1` other rows of the batch.
     """
     n = ops.shape(first)[0]
     rows = ops.concatenate([first, second], axis=0)
     similarity = ops.matmul(rows, ops.transpose(rows))
     itself = ops.eye(2 * n)
-    remembered = ops.matmul(rows, ops.transpose(memory))
-    logits = ops.concatenate([similarity - 1e9 * itself, remembered], axis=1) / temperature
+    logits = similarity / temperature - 1e9 * itself
     positive = ops.sum(first * second, axis=1) / temperature
     info_nce = ops.mean(ops.logsumexp(logits, axis=1)) - ops.mean(positive)
 

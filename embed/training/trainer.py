@@ -41,7 +41,7 @@ _RANGES: Final = {
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
     "group_size": (1, 65_536),
-    "memory_batches": (0, 65_536),
+    "max_gradient_norm": (1e-3, 1e6),
     "seed": (0, 2**31 - 1),
 }
 
@@ -52,8 +52,11 @@ class TrainingSettings:
 
     `size` is the side of the squares that the finished embedder takes, `view_size` that of the views it is trained on.
     A view shows a part of its photo enlarged, so things come out as large as in training when `size` is somewhat more
-    (Touvron et al., arXiv 1906.06423), and small views cost less. With a `group_size` above 1 batches are made of
-    groups of that many look-alikes. The embeddings of the last `memory_batches` batches stay negatives.
+    (Touvron et al., arXiv 1906.06423), and small views cost less.
+
+    With a `group_size` above 1 batches are made of groups of that many look-alikes. With `frozen_statistics` batch norm
+    keeps the mean and variance it started from, so that the network trained is the network used: batch norm would take
+    away what the look-alikes of a batch have in common, and the network would learn to rely on that.
     """
 
     size: int = 112
@@ -65,11 +68,12 @@ class TrainingSettings:
     learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     weight_decay: float = 0.02
-    temperature: float = 0.06
+    temperature: float = 0.08
     entropy_weight: float = 0.5
     dtype: str = "bfloat16"
     group_size: int = 1
-    memory_batches: int = 32
+    frozen_statistics: bool = False
+    max_gradient_norm: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,20 +99,9 @@ class CopyDetector(keras.Model):
         self.network = network
         self.settings = settings
         self.seed = keras.random.SeedGenerator(settings.seed)
-        self.memory = self.add_weight(
-            shape=(settings.memory_batches * 2 * settings.batch_size, settings.dim),
-            initializer="zeros",
-            dtype="float32",
-            trainable=False,
-            name="memory",
-        )
 
     def start_epoch(self, epoch: int) -> None:
-        """Empty the memory, so that it never holds a batch's own photos, and draw edits by the seed and the epoch.
-
-        So an epoch depends on nothing that a checkpoint does not keep.
-        """
-        self.memory.assign(ops.zeros(self.memory.shape))
+        """Draw the edits of `epoch` as a function of the seed and its number: checkpoints do not keep random state."""
         state = np.random.SeedSequence([self.settings.seed, epoch]).generate_state(2) >> 1
         self.seed.state.assign(state.astype(keras.backend.standardize_dtype(self.seed.state.dtype)))
 
@@ -117,7 +110,8 @@ class CopyDetector(keras.Model):
         photos = ops.cast(photos, "float32")
         size = self.settings.view_size
         views = [random_view(photos, strength, size=size, seed=self.seed) for strength in (MILD, STRONG)]
-        return self.network(ops.concatenate(views, axis=0), training=training)
+        updates_statistics = training and not self.settings.frozen_statistics
+        return self.network(ops.concatenate(views, axis=0), training=updates_statistics)
 
     def compute_loss(
         self,
@@ -127,20 +121,14 @@ class CopyDetector(keras.Model):
         sample_weight: Tensor = None,  # noqa: ARG002
         training: bool = True,  # noqa: ARG002
     ) -> Tensor:
-        """The contrastive loss of a batch's two views, which are remembered then and the oldest ones forgotten."""
+        """The contrastive loss of a batch's two views."""
         first, second = ops.split(y_pred, 2, axis=0)
-        memory = ops.convert_to_tensor(self.memory)
-        loss = contrastive_loss(
+        return contrastive_loss(
             first,
             second,
-            memory,
             temperature=self.settings.temperature,
             entropy_weight=self.settings.entropy_weight,
         )
-        if self.settings.memory_batches:
-            kept = memory[: -2 * self.settings.batch_size]
-            self.memory.assign(ops.concatenate([ops.stop_gradient(y_pred), kept], axis=0))
-        return loss
 
 
 class _EachEpoch(keras.callbacks.Callback):
@@ -237,7 +225,9 @@ def _fit(
         warmup_target=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay)
+    optimizer = keras.optimizers.AdamW(
+        schedule, weight_decay=settings.weight_decay, clipnorm=settings.max_gradient_norm
+    )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
     detector.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
     detector(batches[0][0])  # A checkpoint can be restored only into a model that was called once.

@@ -17,15 +17,8 @@ def unit_rows(n: int, dim: int, seed: int) -> NDArray[np.float32]:
     return unit
 
 
-NO_MEMORY = np.empty((0, 8), np.float32)
-
-
 def numpy_loss(
-    first: NDArray[np.float32],
-    second: NDArray[np.float32],
-    memory: NDArray[np.float32],
-    temperature: float,
-    entropy_weight: float,
+    first: NDArray[np.float32], second: NDArray[np.float32], temperature: float, entropy_weight: float
 ) -> float:
     """NT-Xent (arXiv 2002.05709, eq. 1) minus weighted KoLeo (arXiv 1806.03198, eq. 2), one term at a time."""
     rows, n = np.concatenate([first, second]), len(first)
@@ -34,24 +27,22 @@ def numpy_loss(
         partner = (i + n) % (2 * n)
         others = [j for j in range(2 * n) if j != i]
         total = sum(math.exp(float(rows[i] @ rows[j]) / temperature) for j in others)
-        total += sum(math.exp(float(rows[i] @ row) / temperature) for row in memory)
         nt_xent -= math.log(math.exp(float(rows[i] @ rows[partner]) / temperature) / total)
         entropy += math.log(min(float(np.linalg.norm(rows[i] - rows[j])) for j in others if j != partner))
     return nt_xent / (2 * n) - entropy_weight * entropy / (2 * n)
 
 
-@pytest.mark.parametrize("num_remembered", [0, 5])
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.5])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_loss_equals_its_numpy_twin(temperature: float, entropy_weight: float, num_remembered: int) -> None:
+def test_loss_equals_its_numpy_twin(temperature: float, entropy_weight: float) -> None:
     """The vectorised loss is the papers' double sum."""
     from embed.training.loss import contrastive_loss
 
-    first, second, memory = unit_rows(6, 8, 0), unit_rows(6, 8, 1), unit_rows(num_remembered, 8, 2)
+    first, second = unit_rows(6, 8, 0), unit_rows(6, 8, 1)
 
-    loss = float(contrastive_loss(first, second, memory, temperature=temperature, entropy_weight=entropy_weight))
+    loss = float(contrastive_loss(first, second, temperature=temperature, entropy_weight=entropy_weight))
 
-    assert loss == pytest.approx(numpy_loss(first, second, memory, temperature, entropy_weight), rel=1e-4)
+    assert loss == pytest.approx(numpy_loss(first, second, temperature, entropy_weight), rel=1e-4)
 
 
 def test_agreeing_views_cost_less_than_strangers() -> None:
@@ -61,8 +52,7 @@ def test_agreeing_views_cost_less_than_strangers() -> None:
     first, stranger = unit_rows(16, 8, 0), unit_rows(16, 8, 1)
 
     agreeing, strange = (
-        float(contrastive_loss(first, view, NO_MEMORY, temperature=0.1, entropy_weight=0.5))
-        for view in (first, stranger)
+        float(contrastive_loss(first, view, temperature=0.1, entropy_weight=0.5)) for view in (first, stranger)
     )
 
     assert agreeing < strange
@@ -74,4 +64,4 @@ def test_collapse_is_finite() -> None:
 
     same = np.tile(unit_rows(1, 8, 0), (4, 1))
 
-    assert math.isfinite(float(contrastive_loss(same, same, NO_MEMORY, temperature=0.06, entropy_weight=0.5)))
+    assert math.isfinite(float(contrastive_loss(same, same, temperature=0.06, entropy_weight=0.5)))

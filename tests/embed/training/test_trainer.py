@@ -34,7 +34,6 @@ def tiny(**changes: Any) -> TrainingSettings:
         epochs=3,
         batch_size=8,
         warmup_steps=2,
-        memory_batches=1,
         dtype="float32",
     )
     return dataclasses.replace(settings, **changes)
@@ -106,19 +105,25 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     assert math.isfinite(loss)
 
 
-def test_the_memory_holds_the_latest_batches_and_starts_each_epoch_empty() -> None:
-    """Embeddings of the last `memory_batches` batches are remembered, newest first, and never across epochs."""
-    from embed.architectures import vgg_copy
-    from embed.training.trainer import CopyDetector
+def test_frozen_statistics_leave_batch_norm_as_it_was(tmp_path: Path, photos: Path) -> None:
+    """A training that goes on from an embedder changes its kernels, and its means and variances only if not frozen."""
+    from embed.training.trainer import train_embedder
 
-    detector = CopyDetector(vgg_copy(size=18, dim=8), tiny(batch_size=2, memory_batches=2))
-    batches = [np.eye(8, dtype=np.float32)[[i, i, i + 1, i + 1]] for i in range(3)]
-    for rows in batches:
-        detector.compute_loss(y_pred=rows)
+    first = train_embedder(photos, tmp_path / "c0", tiny(epochs=1), output=tmp_path / "first", verbose=0)
 
-    np.testing.assert_array_equal(detector.memory.numpy(), np.concatenate([batches[2], batches[1]]))
-    detector.start_epoch(1)
-    assert not detector.memory.numpy().any()
+    def moved(output: str, *, frozen: bool) -> tuple[bool, bool]:
+        settings = tiny(epochs=1, seed=1, frozen_statistics=frozen)
+        trained = train_embedder(
+            photos, tmp_path / f"c-{output}", settings, output=tmp_path / output, start_from=first.directory, verbose=0
+        )
+        changed = [
+            not np.array_equal(before, after)
+            for before, after in zip(weights(first.directory), weights(trained.directory), strict=True)
+        ]
+        return changed[0], changed[3]
+
+    assert moved("frozen", frozen=True) == (True, False)
+    assert moved("free", frozen=False) == (True, True)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
