@@ -266,6 +266,7 @@ def test_interrupted_while_images_are_read_it_goes_on(
 
 def interrupted_in(stage: str, arguments: tuple[str, ...]) -> tuple[int, str]:
     """Run `neardup`, send SIGINT shortly after `stage` has started; its exit status and standard error."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the child of a background job would ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
