@@ -19,6 +19,7 @@ from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder import describe_embedder
+from embed.pair_scoring import PairScorer, load_pair_scorer
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,10 +58,12 @@ class SilentListener:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What made the embeddings of a run: its digest, their dimension, and the lowest score of a match."""
+    """What made the embeddings of a run, their dimension, what scores their pairs, and the lowest score of a match."""
 
     digest: str
     dim: int
+    scorer: PairScorer
+    scorer_digest: str
     min_score: float
 
 
@@ -211,7 +214,10 @@ class Pipeline:
     def select(self) -> StepOutput:
         found = self.outputs[find_candidates.STEP]
         selection = select_matches.Selection(
-            dim=self.model.dim, min_score=self.model.min_score, min_shared_terms=self.settings.min_shared_terms
+            dim=self.model.dim,
+            min_score=self.model.min_score,
+            min_shared_terms=self.settings.min_shared_terms,
+            scorer=self.model.scorer,
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
@@ -227,6 +233,7 @@ class Pipeline:
 
         inputs = {
             "candidates": found.key,
+            "scorer": self.model.scorer_digest,
             "min_score": self.model.min_score,
             "min_shared_terms": self.settings.min_shared_terms,
         }
@@ -325,21 +332,22 @@ def _wherever_workers_run(embedder: str) -> str:
 
 
 def _model_of(source: Source, settings: RunSettings) -> Model:
-    """Where the source's embeddings come from; raises SourceError when no threshold is known for them."""
-    if source.kind is not SourceKind.EMBEDDINGS:
-        spec = describe_embedder(settings.embedder)
-        return Model(spec.digest, spec.dim, spec.min_score if settings.min_score is None else settings.min_score)
-    given = read_embeddings(source.path)
-    dim = int(given.embeddings.shape[1])
-    if settings.min_score is not None:
-        return Model(given.digest, dim, settings.min_score)
+    """Where the source's embeddings come from, and how their pairs are scored.
+
+    Embeddings that the embedder did not make are scored by their cosine; raises SourceError when no threshold is given.
+    """
     spec = describe_embedder(settings.embedder)
-    if given.digest != spec.digest:
-        raise SourceError(
-            f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
-            "give --min-score, for example 0.8"
-        )
-    return Model(spec.digest, dim, spec.min_score)
+    if source.kind is SourceKind.EMBEDDINGS:
+        given = read_embeddings(source.path)
+        if given.digest != spec.digest:
+            if settings.min_score is None:
+                raise SourceError(
+                    f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
+                    "give --min-score, for example 0.8"
+                )
+            return Model(given.digest, given.embeddings.shape[1], PairScorer(), given.digest, settings.min_score)
+    min_score = spec.min_score if settings.min_score is None else settings.min_score
+    return Model(spec.digest, spec.dim, load_pair_scorer(spec), spec.scorer_digest, min_score)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ PAIR_BLOCKS = (
 """Blocks of `lsh.blocks.encode_pair_block`: pairs whose smaller doc lies in range `left_range`; counts are per part."""
 
 SCORED = "left_doc long, right_doc long, similarity float, score float, shared_terms int, histogram binary"
-"""What a task of `select_matches` emits: matches, and one row that only holds the similarities' histogram."""
+"""What a task of `select_matches` emits: matches, and one row that only holds the scores' histogram."""
 
 EDGES = "left_doc long, right_doc long, similarity float, score float, shared_terms int"
 """Matches, `left_doc < right_doc`."""

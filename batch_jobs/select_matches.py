@@ -1,12 +1,12 @@
 """Step 5, select: candidates become matches.
 
-Candidates are verified by the exact cosine of their codes; a `PairScorer` turns it into a score, and a pair with
-`score >= min_score` is a match. The scorer is the seam where a pair classifier takes over.
+Candidates are verified by the exact cosine of their codes; the embedder's `PairScorer` (classifier and calibration,
+or the cosine itself) scores them, and a pair with `score >= min_score` is a match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from batch_jobs import schemas
 from batch_jobs.session import write_table
+from embed.pair_scoring import PairScorer
 from lsh.blocks import decode_pair_blocks
 from lsh.codes import pair_cosines
 
@@ -30,14 +31,6 @@ STEP = "select"
 TABLES = ("edges",)
 HISTOGRAM_BINS = 100
 
-PairScorer = Callable[[NDArray[np.float32], NDArray[np.uint32]], NDArray[np.float32]]
-"""`(similarities (m,), shared_terms (m,)) -> scores (m,)` float32 in -1..1."""
-
-
-def cosine_score(similarities: NDArray[np.float32], shared_terms: NDArray[np.uint32]) -> NDArray[np.float32]:  # noqa: ARG001
-    """The similarity itself as the score."""
-    return similarities
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -46,7 +39,7 @@ class Selection:
     dim: int
     min_score: float
     min_shared_terms: int
-    scorer: PairScorer = cosine_score
+    scorer: PairScorer
 
 
 def select_matches(
@@ -59,7 +52,7 @@ def select_matches(
     docs_per_range: int,
     num_partitions: int,
 ) -> Mapping[str, Any]:
-    """Write `edges`; returns the histogram of the candidates' similarities over -1..1."""
+    """Write `edges`; returns the histogram of the candidates' scores over -1..1."""
 
     def verify(table: pa.Table) -> pa.Table:
         return verify_blocks(table, codes=codes, selection=selection, docs_per_range=docs_per_range)
@@ -82,7 +75,7 @@ def select_matches(
     finally:
         scored.unpersist()
     histogram = np.sum(histograms, axis=0, dtype=np.int64) if histograms else np.zeros(HISTOGRAM_BINS, np.int64)
-    return {"num_distinct_pairs": int(histogram.sum()), "similarity_histogram": histogram.tolist()}
+    return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
 
 
 def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per_range: int) -> pa.Table:
@@ -90,9 +83,8 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
     enough = shared_terms >= selection.min_shared_terms
     pairs, shared_terms = pairs[enough], shared_terms[enough]
-    similarities = _similarities(pairs, codes=codes, dim=selection.dim, docs_per_range=docs_per_range)
-    histogram, _ = np.histogram(similarities, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
-    scores = selection.scorer(similarities, shared_terms)
+    similarities, scores = _scored(pairs, codes=codes, selection=selection, docs_per_range=docs_per_range)
+    histogram, _ = np.histogram(scores, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
     matches = scores >= np.float32(selection.min_score)
     num_rows = int(matches.sum())
     rows = pa.table(
@@ -110,14 +102,18 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     return pa.concat_tables([rows, counted])
 
 
-def _similarities(pairs: NDArray[np.uint64], *, codes: str, dim: int, docs_per_range: int) -> NDArray[np.float32]:
-    """Cosines of pairs whose left docs share one range, reading one range of right docs at a time."""
-    similarities = np.empty(len(pairs), np.float32)
+def _scored(
+    pairs: NDArray[np.uint64], *, codes: str, selection: Selection, docs_per_range: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and scores of pairs whose left docs share one range, reading one range of right docs at a time."""
+    similarities, scores = np.empty(len(pairs), np.float32), np.empty(len(pairs), np.float32)
     if not len(pairs):
-        return similarities
+        return similarities, scores
+    dim, scorer = selection.dim, selection.scorer
     right_ranges = (pairs[:, 1] // np.uint64(docs_per_range)).astype(np.int64)
     left_range = int(pairs[0, 0]) // docs_per_range
     left_docs, left_codes = read_codes(codes, left_range, dim=dim, docs_per_range=docs_per_range)
+    left_projected = scorer.project(left_codes)
     for right_range in np.unique(right_ranges):
         rows = np.flatnonzero(right_ranges == right_range)
         right_docs, right_codes = (
@@ -125,13 +121,12 @@ def _similarities(pairs: NDArray[np.uint64], *, codes: str, dim: int, docs_per_r
             if right_range == left_range
             else read_codes(codes, int(right_range), dim=dim, docs_per_range=docs_per_range)
         )
-        similarities[rows] = pair_cosines(
-            left_codes,
-            right_codes,
-            np.searchsorted(left_docs, pairs[rows, 0]),
-            np.searchsorted(right_docs, pairs[rows, 1]),
+        left_rows, right_rows = np.searchsorted(left_docs, pairs[rows, 0]), np.searchsorted(right_docs, pairs[rows, 1])
+        similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows)
+        scores[rows] = scorer.scores(
+            similarities[rows], left_projected, scorer.project(right_codes), left_rows, right_rows
         )
-    return similarities
+    return similarities, scores
 
 
 def read_codes(

@@ -18,7 +18,7 @@ from batch_jobs.exports import iterate_clusters, read_rejects
 from batch_jobs.pipeline import Run
 from batch_jobs.settings import as_json
 from batch_jobs.sources import SourceKind
-from cli.report import Cluster, Member, Reject, Report, ReportLimits, SimilarityHistogram, make_thumbnail, write_report
+from cli.report import Cluster, Member, Reject, Report, ReportLimits, ScoreHistogram, make_thumbnail, write_report
 from embed.decoding import ImageLimits, ImageRejected, decode_image
 
 THUMBNAIL_SIDE = 160
@@ -29,7 +29,7 @@ def write_dedup_report(run: Run, counts: Mapping[str, Any], path: Path) -> None:
     """Write the HTML report of a run; `counts` are those of `cli.results.Results`."""
     rows = list(islice(iterate_clusters(run.steps[cluster_matches.STEP].table("clusters")), LIMITS.max_images))
     images = _images(run, [row["image_id"] for row in rows])
-    histogram = np.array(run.steps[select_matches.STEP].stats["similarity_histogram"], np.int64)
+    histogram = np.array(run.steps[select_matches.STEP].stats["score_histogram"], np.int64)
     report = Report(
         source=run.settings.source,
         created_at=datetime.now(UTC),
@@ -42,7 +42,7 @@ def write_dedup_report(run: Run, counts: Mapping[str, Any], path: Path) -> None:
         seconds_per_stage=run.seconds,
         parameters=_parameters(run),
         embedder_digest=run.model.digest,
-        similarities=SimilarityHistogram(
+        scores=ScoreHistogram(
             bin_edges=np.linspace(-1.0, 1.0, len(histogram) + 1), counts=histogram, min_score=run.model.min_score
         ),
         clusters=_clusters(rows, images),

@@ -57,11 +57,11 @@ class Evaluated:
 @click.option(
     "--descriptor",
     "names",
-    type=click.Choice(["embedder", "pdq", "phash"]),
+    type=click.Choice(["embedder", "cosine", "pdq", "phash"]),
     multiple=True,
     default=["embedder", "pdq", "phash"],
     show_default=True,
-    help="Repeat to choose several.",
+    help="Repeat to choose several; cosine: the embedder without its pair classifier.",
 )
 @click.option(
     "--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Of the table by kind."
@@ -193,7 +193,7 @@ def _evaluate_edits(
         evaluations=[
             evaluate(
                 descriptor.name,
-                score_edits(rows, edits=planted_edits, same=same, num_worst=num_worst),
+                score_edits(rows, edits=planted_edits, scorer=descriptor.scorer, same=same, num_worst=num_worst),
                 precisions=precisions,
                 images_per_second=rows.images_per_second,
                 seed=seed,
@@ -233,7 +233,7 @@ def _evaluate_labels(
     evaluations = []
     for descriptor in load_descriptors(names, embedder=embedder):
         rows, images_per_second = describe_all(descriptor, labelled.images)
-        scored = score_labels(rows, labelled, same=same, num_worst=num_worst)
+        scored = score_labels(rows, labelled, scorer=descriptor.scorer, same=same, num_worst=num_worst)
         evaluations.append(
             evaluate(descriptor.name, scored, precisions=precisions, images_per_second=images_per_second, seed=seed)
         )

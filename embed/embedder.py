@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.calibration.calibration import CALIBRATION_FILE, Calibration, calibration_bytes, read_calibration
 from embed.errors import EmbedderError
+from embed.pair_classifier.classifier import CLASSIFIER_FILE, PairClassifier, classifier_bytes
 from embed.preprocessing import SQUEEZE_BICUBIC
 from embed.whitening import Whitening, read_whitening, whitening_bytes
 
@@ -50,8 +52,9 @@ _SPEC_FILE: Final = "embedder.json"
 class EmbedderSpec:
     """What `embedder.json` says, validated. `weights` is a file of `directory`, `imagenet` or `seeded`.
 
-    `min_score` is the score from which a pair counts as a match unless the user says otherwise; it does not change
-    embeddings, so `digest` leaves it out, as it does file names.
+    `digest` identifies the embeddings, `raw_scorer_digest` the raw scores of their pairs (the embeddings and the pair
+    classifier), `scorer_digest` the scores (and the calibration). File names are in none of them. `min_score` is the
+    score from which a pair counts as a match unless the user says otherwise: the calibration's where there is one.
     """
 
     directory: Path
@@ -64,8 +67,12 @@ class EmbedderSpec:
     weights: str
     seed: int
     whitening: str | None
+    pair_classifier: str | None
+    calibration: str | None
     min_score: float
     digest: str
+    raw_scorer_digest: str
+    scorer_digest: str
 
     @property
     def name(self) -> str:
@@ -85,7 +92,21 @@ def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) ->
     parts["whitening"] = _file_sha256(directory, fields["whitening"]) if fields["whitening"] else None
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return EmbedderSpec(directory=directory, digest=digest, **{name: fields[name] for name in _FIELD_RULES})
+    raw_scorer_digest = _extended(digest, directory, fields["pair_classifier"])
+    if fields["calibration"]:
+        fields["min_score"] = read_calibration(directory / fields["calibration"]).min_score
+    return EmbedderSpec(
+        directory=directory,
+        digest=digest,
+        raw_scorer_digest=raw_scorer_digest,
+        scorer_digest=_extended(raw_scorer_digest, directory, fields["calibration"]),
+        **{name: fields[name] for name in _FIELD_RULES},
+    )
+
+
+def _extended(digest: str, directory: Path, name: str | None) -> str:
+    """The digest of something that also depends on a file, where there is one."""
+    return hashlib.sha256(f"{digest}{_file_sha256(directory, name)}".encode()).hexdigest() if name else digest
 
 
 def _directory(name_or_dir: str | os.PathLike[str]) -> Path:
@@ -118,6 +139,7 @@ def _is_file_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
 
 
+_FILE_OR_NULL: Final = (lambda value: value is None or _is_file_name(value), "null or the name of a file beside it")
 _FIELD_RULES: Final[Mapping[str, tuple[Any, str]]] = {
     "architecture": _is_one_of(*ARCHITECTURES),
     "size": _is_integer(16, 1024),
@@ -127,11 +149,21 @@ _FIELD_RULES: Final[Mapping[str, tuple[Any, str]]] = {
     "preprocessing": _is_one_of(SQUEEZE_BICUBIC),
     "weights": (_is_file_name, f"the name of a file in the same directory, {IMAGENET} or {SEEDED}"),
     "seed": _is_integer(0, 2**63 - 1),
-    "whitening": (lambda value: value is None or _is_file_name(value), "null or the name of a file beside it"),
+    "whitening": _FILE_OR_NULL,
+    "pair_classifier": _FILE_OR_NULL,
+    "calibration": _FILE_OR_NULL,
     "min_score": _is_number(0.0, 1.0),
 }
 _EMBEDDING_FIELDS: Final = ("architecture", "size", "dim", "pooling", "gem_p", "preprocessing")
-_DEFAULTS: Final = {"pooling": "gem", "gem_p": 3.0, "preprocessing": SQUEEZE_BICUBIC, "seed": 0, "whitening": None}
+_DEFAULTS: Final = {
+    "pooling": "gem",
+    "gem_p": 3.0,
+    "preprocessing": SQUEEZE_BICUBIC,
+    "seed": 0,
+    "whitening": None,
+    "pair_classifier": None,
+    "calibration": None,
+}
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -368,9 +400,6 @@ def create_embedder_dir(
     """
     if architecture not in ARCHITECTURES:
         raise EmbedderError(f"architecture={architecture!r} is unknown; choose {' or '.join(ARCHITECTURES)}")
-    target = Path(path)
-    if target.exists():
-        raise EmbedderError(f"{target} already exists; choose another directory or remove it first")
     natural_dim = VGG16_FEATURES if architecture == "vgg16" else 256
     fields: dict[str, object] = {
         "format_version": FORMAT_VERSION,
@@ -383,21 +412,15 @@ def create_embedder_dir(
         "whitening": None if whitening is None else "whitening.npz",
         "min_score": min_score,
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            aside = Path(folder) / target.name
-            aside.mkdir()
-            if weights not in (SEEDED, IMAGENET):
-                fields["weights"] = _copied_weights(Path(weights), aside, architecture)
-            if whitening is not None:
-                (aside / "whitening.npz").write_bytes(whitening_bytes(whitening))
-            (aside / _SPEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
-            describe_embedder(aside)
-            aside.rename(target)
-    except OSError as error:
-        raise EmbedderError(f"{target} cannot be written: {error}") from error
-    return describe_embedder(target)
+
+    def fill(folder: Path) -> None:
+        if weights not in (SEEDED, IMAGENET):
+            fields["weights"] = _copied_weights(Path(weights), folder, architecture)
+        if whitening is not None:
+            (folder / "whitening.npz").write_bytes(whitening_bytes(whitening))
+        (folder / _SPEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+
+    return _written_directory(Path(path), fill)
 
 
 def _copied_weights(source: Path, folder: Path, architecture: str) -> str:
@@ -407,3 +430,52 @@ def _copied_weights(source: Path, folder: Path, architecture: str) -> str:
     name = f"{architecture}.weights.h5" if source.name.endswith(".weights.h5") else f"{architecture}.h5"
     shutil.copyfile(source, folder / name)
     return name
+
+
+def extend_embedder_dir(
+    spec: EmbedderSpec,
+    path: str | os.PathLike[str],
+    *,
+    pair_classifier: PairClassifier | None = None,
+    calibration: Calibration | None = None,
+) -> EmbedderSpec:
+    """Make the directory `path`, which must not exist yet, from that of `spec` with a classifier or calibration added.
+
+    A new classifier makes other raw scores, so a calibration of the old ones is left behind. Raises EmbedderError.
+    """
+    added: dict[str, bytes] = {}
+    changed: dict[str, str | None] = {}
+    if pair_classifier is not None:
+        added[CLASSIFIER_FILE] = classifier_bytes(pair_classifier)
+        changed |= {"pair_classifier": CLASSIFIER_FILE, "calibration": None}
+    if calibration is not None:
+        added[CALIBRATION_FILE] = calibration_bytes(calibration)
+        changed["calibration"] = CALIBRATION_FILE
+    fields = json.loads((spec.directory / _SPEC_FILE).read_text("utf-8")) | changed
+    kept = {name for name in (fields["weights"], fields.get("whitening"), fields.get("pair_classifier")) if name}
+
+    def fill(folder: Path) -> None:
+        for name in kept - added.keys() - {SEEDED, IMAGENET}:
+            shutil.copyfile(spec.directory / name, folder / name)
+        for name, content in added.items():
+            (folder / name).write_bytes(content)
+        (folder / _SPEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+
+    return _written_directory(Path(path), fill)
+
+
+def _written_directory(target: Path, fill: Callable[[Path], None]) -> EmbedderSpec:
+    """The embedder directory that `fill` makes, at `target` complete or not at all."""
+    if target.exists():
+        raise EmbedderError(f"{target} already exists; choose another directory or remove it first")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            aside = Path(folder) / target.name
+            aside.mkdir()
+            fill(aside)
+            describe_embedder(aside)
+            aside.rename(target)
+    except OSError as error:
+        raise EmbedderError(f"{target} cannot be written: {error}") from error
+    return describe_embedder(target)

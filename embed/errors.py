@@ -3,7 +3,9 @@
 EmbedError
 ├── ImageRejected      bytes that are not an image this system accepts, with a `RejectReason`
 ├── EmbedderError      an embedder directory or weights file that cannot be used
+├── ClassifierError    pairs that no classifier can be trained on, a classifier that cannot be used
 ├── EvaluationError    photos or labelled pairs that cannot be evaluated on
+├── CalibrationError   scores that cannot be calibrated, a calibration that cannot be read
 └── TrainingError      photos, settings or checkpoints that cannot be trained on
     └── TrainingInterrupted   stopped by the user; the last checkpoint is kept
 """
@@ -46,8 +48,16 @@ class EmbedderError(EmbedError):
     """An embedder directory, architecture or weights file that cannot be used."""
 
 
+class ClassifierError(EmbedError):
+    """Pairs that no classifier can be trained on, or a classifier file that cannot be used."""
+
+
 class EvaluationError(EmbedError):
     """Photos, labelled pairs or scores that cannot be evaluated."""
+
+
+class CalibrationError(EmbedError):
+    """Scores that cannot be calibrated to the precision asked for, or a calibration file that cannot be used."""
 
 
 class TrainingError(EmbedError):

@@ -4,7 +4,7 @@
 """
 
 from cli.report.errors import ReportError
-from cli.report.model import Cluster, Member, Reject, Report, SimilarityHistogram
+from cli.report.model import Cluster, Member, Reject, Report, ScoreHistogram
 from cli.report.report import ReportLimits, write_report
 from cli.report.thumbnails import make_thumbnail
 
@@ -15,7 +15,7 @@ __all__ = [
     "Report",
     "ReportError",
     "ReportLimits",
-    "SimilarityHistogram",
+    "ScoreHistogram",
     "make_thumbnail",
     "write_report",
 ]

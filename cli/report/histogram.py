@@ -1,6 +1,6 @@
-"""The histogram of similarities as a drawing: where its bars, ticks and threshold go, in units of the SVG.
+"""The histogram of scores as a drawing: where its bars, ticks and threshold go, in units of the SVG.
 
-Counts are drawn on a logarithmic axis, since random pairs outnumber near-duplicates a thousandfold. Similarities are
+Counts are drawn on a logarithmic axis, since random pairs outnumber near-duplicates a thousandfold. Scores are
 drawn on a linear one, without the empty bins at either end. Read by `page.html`.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cli.report.model import SimilarityHistogram
+from cli.report.model import ScoreHistogram
 
 WIDTH, HEIGHT = 760, 358
 LEFT, RIGHT, TOP, BOTTOM = 76, 736, 58, 298
@@ -44,14 +44,14 @@ class Drawing:
     """Everything the SVG needs; `threshold` is None where it lies outside the drawn range."""
 
     bars: tuple[Bar, ...]
-    similarity_ticks: tuple[Tick, ...]
+    score_ticks: tuple[Tick, ...]
     count_ticks: tuple[Tick, ...]
     threshold: float | None
     accepted_from: float
     num_pairs: int
 
 
-def draw(histogram: SimilarityHistogram) -> Drawing:
+def draw(histogram: ScoreHistogram) -> Drawing:
     """Places for the bars of the bins that hold pairs, for the ticks of both axes, and for the threshold."""
     shown = _bins_with_pairs_or_threshold(histogram)
     edges = [float(edge) for edge in histogram.bin_edges[shown.start : shown.stop + 1]]
@@ -59,8 +59,8 @@ def draw(histogram: SimilarityHistogram) -> Drawing:
     lowest, highest = edges[0], edges[-1]
     num_decades = max(1, math.ceil(math.log10(max(*counts, 1))))
 
-    def x_of(similarity: float) -> float:
-        return LEFT + (RIGHT - LEFT) * (similarity - lowest) / (highest - lowest)
+    def x_of(score: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (score - lowest) / (highest - lowest)
 
     def y_of(count: float) -> float:
         share = math.log10(count / _LOWEST_COUNT) / (num_decades - math.log10(_LOWEST_COUNT))
@@ -76,7 +76,7 @@ def draw(histogram: SimilarityHistogram) -> Drawing:
         bars=tuple(
             bar(left, right, count) for left, right, count in zip(edges, edges[1:], counts, strict=False) if count
         ),
-        similarity_ticks=tuple(
+        score_ticks=tuple(
             Tick(round(x_of(value), 2), label, is_minor) for value, label, is_minor in _round_values(lowest, highest)
         ),
         count_ticks=tuple(
@@ -89,7 +89,7 @@ def draw(histogram: SimilarityHistogram) -> Drawing:
     )
 
 
-def _bins_with_pairs_or_threshold(histogram: SimilarityHistogram) -> slice:
+def _bins_with_pairs_or_threshold(histogram: ScoreHistogram) -> slice:
     """The bins from the first to the last that hold pairs or the threshold; all of them where there are no pairs."""
     bins = np.flatnonzero(histogram.counts)
     if not len(bins):

@@ -1,4 +1,4 @@
-"""What a report says: the summary, the clusters, the rejects and the histogram of similarities.
+"""What a report says: the summary, the clusters, the rejects and the histogram of scores.
 
 Filled in by the command that ran the pipeline, read by `cli.report.report`. `clusters` and `rejects` may be
 generators over tables larger than memory: each is read once, in order.
@@ -67,8 +67,8 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SimilarityHistogram:
-    """Pairs counted by similarity: `bin_edges` `(bins + 1,)` ascending, `counts` `(bins,)`, and the threshold."""
+class ScoreHistogram:
+    """Pairs counted by score: `bin_edges` `(bins + 1,)` ascending, `counts` `(bins,)`, and the threshold."""
 
     bin_edges: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -81,9 +81,9 @@ class SimilarityHistogram:
                 " a histogram of n bins, at least 1, has n + 1 edges"
             )
         if not np.isfinite(self.bin_edges).all() or not (np.diff(self.bin_edges) > 0).all():
-            raise ReportError("the bin edges of the similarities must be finite and ascending")
+            raise ReportError("the bin edges of the scores must be finite and ascending")
         if (self.counts < 0).any():
-            raise ReportError(f"counts of similarities must be 0 or more; the smallest is {self.counts.min()}")
+            raise ReportError(f"counts of scores must be 0 or more; the smallest is {self.counts.min()}")
         if not math.isfinite(self.min_score):
             raise ReportError(f"min_score={self.min_score} is not a number")
 
@@ -107,7 +107,7 @@ class Report:
     seconds_per_stage: Mapping[str, float]
     parameters: Mapping[str, str]
     embedder_digest: str
-    similarities: SimilarityHistogram
+    scores: ScoreHistogram
     clusters: Iterable[Cluster]
     thumbnail: Callable[[Member], bytes | None]
     rejects: Iterable[Reject] = field(default_factory=tuple)

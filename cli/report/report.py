@@ -66,7 +66,7 @@ def write_report(report: Report, path: Path, *, limits: ReportLimits | None = No
             total_seconds=sum(report.seconds_per_stage.values()),
             slowest_seconds=max(report.seconds_per_stage.values(), default=0.0),
             chart=histogram,
-            drawing=histogram.draw(report.similarities),
+            drawing=histogram.draw(report.scores),
             rejects=_rejects_by_reason(report.rejects, limits.max_rejects_per_reason),
             pages=pages,
             clusters_per_page=CLUSTERS_PER_PAGE,

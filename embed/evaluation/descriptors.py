@@ -1,6 +1,6 @@
 """The descriptors that are compared: our embedder and two perceptual hashes, behind one small interface.
 
-Every descriptor becomes `(n, d)` float32 rows whose dot product is the similarity. A 256-bit hash becomes +-1/16, so
+Every descriptor becomes `(n, d)` float32 rows and a way to score two of them. A 256-bit hash becomes +-1/16, so
 its dot product is exactly `1 - hamming / 128`.
 
 Peers: PDQ, ThreatExchange (https://github.com/facebook/ThreatExchange/tree/main/pdq) through `pdqhash`;
@@ -21,6 +21,8 @@ from PIL import Image
 
 from embed.decoding import decode_image
 from embed.embedder import load_embedder
+from embed.evaluation.scored_pairs import DotProduct, RowScorer
+from embed.pair_scoring import load_pair_scorer
 from embed.preprocessing import to_square
 
 
@@ -31,6 +33,10 @@ class Descriptor(Protocol):
     def name(self) -> str:
         """What the table calls it."""
 
+    @property
+    def scorer(self) -> RowScorer:
+        """What makes a score of two rows."""
+
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """An encoded file to `(h, w, 3)` uint8 RGB, as far as this descriptor needs it."""
 
@@ -38,7 +44,7 @@ class Descriptor(Protocol):
         """The work of one image; runs in a pool of threads."""
 
     def rows(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """`(n, ...)` prepared images to `(n, d)` float32 rows; their dot product is the similarity."""
+        """`(n, ...)` prepared images to `(n, d)` float32 rows."""
 
 
 class SupportsEmbed(Protocol):
@@ -55,6 +61,7 @@ class EmbedderDescriptor:
     name: str
     embedder: SupportsEmbed
     size: int
+    scorer: RowScorer = DotProduct()  # noqa: RUF009 - it has no state
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels; a JPEG may be decoded at a reduced scale."""
@@ -75,6 +82,7 @@ class HashDescriptor:
 
     name: str
     bits_of: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    scorer: RowScorer = DotProduct()  # noqa: RUF009
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels at full size."""
@@ -109,5 +117,11 @@ def load_descriptors(names: Sequence[str], *, embedder: str) -> list[Descriptor]
             descriptors.append(HashDescriptor("pHash 256", _phash_bits))
         else:
             ours = load_embedder(embedder)
-            descriptors.append(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size))
+            scorer = load_pair_scorer(ours.spec)
+            if name == "embedder" and scorer.classifier is not None:
+                descriptors.append(
+                    EmbedderDescriptor(f"{ours.spec.architecture} + classifier", ours, ours.spec.size, scorer)
+                )
+            else:
+                descriptors.append(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size))
     return descriptors

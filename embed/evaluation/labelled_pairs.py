@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.errors import EvaluationError
-from embed.evaluation.scored_pairs import FalsePairs, JudgedPair, ScoredPairs, highest, highest_false_pairs
+from embed.evaluation.scored_pairs import (
+    DotProduct,
+    FalsePairs,
+    JudgedPair,
+    RowScorer,
+    ScoredPairs,
+    highest,
+    highest_false_pairs,
+)
 
 LABELS: Final = {"0": False, "1": True, "unsure": None}
 MAX_ROWS: Final = 10_000_000
@@ -134,6 +142,7 @@ def score_labels(
     rows: NDArray[np.float32],
     pairs: LabelledPairs,
     *,
+    scorer: RowScorer = DotProduct(),  # noqa: B008 - it has no state
     same: Sequence[tuple[int, int]] = (),
     num_worst: int = 20,
 ) -> ScoredPairs:
@@ -141,10 +150,10 @@ def score_labels(
 
     `same` holds pairs of positions whose files show one picture; they link as labels do, without being true pairs.
     """
-    scores = np.einsum("nd,nd->n", rows[pairs.left], rows[pairs.right])
+    scores = scorer.pairs(rows[pairs.left], rows[pairs.right])
     group = _linked_groups(pairs, same)
     true = np.flatnonzero(pairs.is_same)
-    false = _false_pairs(rows, pairs, scores, group, num_kept=max(len(true), num_worst))
+    false = _false_pairs(rows, pairs, scores, group, scorer=scorer, num_kept=max(len(true), num_worst))
     lowest = true[highest(-scores[true], num_worst)]
     return ScoredPairs(
         kinds=pairs.kinds,
@@ -177,6 +186,7 @@ def _false_pairs(
     scores: NDArray[np.float32],
     group: NDArray[np.int64],
     *,
+    scorer: RowScorer,
     num_kept: int,
 ) -> FalsePairs:
     """The pairs labelled different, or in a file without any the highest pairs of images that nothing links."""
@@ -189,7 +199,7 @@ def _false_pairs(
         lefts = np.arange(first_row, first_row + len(block))[:, None]
         block[(group[lefts] == group) | (lefts >= np.arange(len(rows)))] = -np.inf
 
-    return highest_false_pairs(rows, rows, hide=hide, num_kept=num_kept)
+    return highest_false_pairs(rows, rows, scorer=scorer, hide=hide, num_kept=num_kept)
 
 
 def _linked_groups(pairs: LabelledPairs, same: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

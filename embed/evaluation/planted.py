@@ -23,7 +23,14 @@ from embed.decoding import decode_image
 from embed.errors import EvaluationError, ImageRejected
 from embed.evaluation.descriptors import Descriptor
 from embed.evaluation.edits import planted
-from embed.evaluation.scored_pairs import JudgedPair, ScoredPairs, highest, highest_false_pairs
+from embed.evaluation.scored_pairs import (
+    DotProduct,
+    JudgedPair,
+    RowScorer,
+    ScoredPairs,
+    highest,
+    highest_false_pairs,
+)
 
 PHOTO_SUFFIXES: Final = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 BATCH_SIZE: Final = 32
@@ -171,7 +178,12 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def score_edits(
-    described: Described, *, edits: Sequence[str], same: Sequence[tuple[int, int]] = (), num_worst: int = 20
+    described: Described,
+    *,
+    edits: Sequence[str],
+    scorer: RowScorer = DotProduct(),  # noqa: B008 - it has no state
+    same: Sequence[tuple[int, int]] = (),
+    num_worst: int = 20,
 ) -> ScoredPairs:
     """Scores of all edits; `same` holds pairs of positions in photos + distractors that are one picture.
 
@@ -192,8 +204,8 @@ def score_edits(
     def judged(row: int, other: int, score: float) -> JudgedPair:
         return JudgedPair(kind=edits[row % num_edits], left=row // num_edits, right=other, score=score)
 
-    true_scores = np.einsum("nd,nd->n", rows, described.corpus[photo_of_row])
-    false = highest_false_pairs(rows, described.corpus, hide=hide, num_kept=max(len(rows), num_worst))
+    true_scores = scorer.pairs(rows, described.corpus[photo_of_row])
+    false = highest_false_pairs(rows, described.corpus, scorer=scorer, hide=hide, num_kept=max(len(rows), num_worst))
     return ScoredPairs(
         kinds=tuple(edits),
         true_scores=true_scores,

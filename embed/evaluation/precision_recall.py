@@ -125,6 +125,29 @@ def recall_at(pairs: ScoredPairs, precision: float, *, num_resamples: int = 200,
     )
 
 
+def recall_gain(
+    better: ScoredPairs, base: ScoredPairs, precision: float, *, num_resamples: int = 200, seed: int = 0
+) -> tuple[float, Interval]:
+    """How much more of the same true pairs `better` finds than `base`, each at its own threshold, with its interval.
+
+    Both hold the same photos' pairs; the two are resampled together.
+    """
+    gains = [
+        _resampled_recalls(pairs, precision, num_resamples=num_resamples, seed=seed)[:, -1] for pairs in (better, base)
+    ]
+    low, high = np.quantile(gains[0] - gains[1], [0.025, 0.975])
+    found = [
+        float(
+            (
+                pairs.true_scores
+                >= lowest_threshold(pairs.true_scores, pairs.false_scores, precision=precision).threshold
+            ).mean()
+        )
+        for pairs in (better, base)
+    ]
+    return found[0] - found[1], Interval(low=float(low), high=float(high))
+
+
 def _shares(
     found: NDArray[np.bool_], kind: NDArray[np.int64], weight: NDArray[np.float64], num_kinds: int
 ) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ MAX_DIFFERENCE = 3.0
 
 def same_pictures(photos: Sequence[Path]) -> list[tuple[int, int]]:
     """Pairs `left < right` of positions in `photos` whose thumbnails differ by at most `MAX_DIFFERENCE` (RMS)."""
-    return same_thumbnails(np.stack([_thumbnail(path) for path in photos]))
+    return same_thumbnails(np.stack([thumbnail(path) for path in photos]))
 
 
 def same_thumbnails(thumbnails: NDArray[np.float64]) -> list[tuple[int, int]]:
@@ -36,7 +36,14 @@ def same_thumbnails(thumbnails: NDArray[np.float64]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _thumbnail(path: Path) -> NDArray[np.float64]:
+def are_same_thumbnails(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the `(n, d)` thumbnails show the picture of the one `(d,)`."""
+    same: NDArray[np.bool_] = np.mean((others - one) ** 2, axis=1) <= MAX_DIFFERENCE**2
+    return same
+
+
+def thumbnail(path: Path) -> NDArray[np.float64]:
+    """`(d,)` gray levels in 0..255; raises ImageRejected."""
     photo = Image.fromarray(decode_image(path.read_bytes()))
     small = photo.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64).ravel()

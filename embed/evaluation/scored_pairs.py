@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,28 @@ class ScoredPairs:
                 raise EvaluationError(f"{name} holds values that are no numbers; the descriptor is damaged")
 
 
+class RowScorer(Protocol):
+    """Scores pairs of rows; higher is more similar. The two methods agree."""
+
+    def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """All pairs: `(a, d)` and `(b, d)` -> `(a, b)` float32."""
+
+    def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Row by row: `(m, d)` and `(m, d)` -> `(m,)` float32."""
+
+
+class DotProduct:
+    """The score of unit rows without any network behind."""
+
+    def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosines."""
+        return left @ right.T
+
+    def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosines."""
+        return np.einsum("nd,nd->n", left, right)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FalsePairs:
     """`(m,)` arrays, the highest score first."""
@@ -62,6 +84,7 @@ def highest_false_pairs(
     rows: NDArray[np.float32],
     corpus: NDArray[np.float32],
     *,
+    scorer: RowScorer,
     hide: Callable[[NDArray[np.float32], int], None],
     num_kept: int,
 ) -> FalsePairs:
@@ -71,7 +94,7 @@ def highest_false_pairs(
     """
     kept = FalsePairs(scores=np.empty(0, np.float32), rows=np.empty(0, np.int64), others=np.empty(0, np.int64))
     for start in range(0, len(rows), ROWS_PER_BLOCK):
-        block = rows[start : start + ROWS_PER_BLOCK] @ corpus.T
+        block = scorer.matrix(rows[start : start + ROWS_PER_BLOCK], corpus)
         hide(block, start)
         flat = block.ravel()
         top = highest(flat, num_kept)

@@ -130,7 +130,7 @@ def test_partitions_do_not_change_the_result(
 
 def test_the_histogram_counts_every_candidate(given_run: Run) -> None:
     """Each distinct candidate lies in one bin; those above the threshold are the edges."""
-    histogram = given_run.steps["select"].stats["similarity_histogram"]
+    histogram = given_run.steps["select"].stats["score_histogram"]
     assert sum(histogram) == given_run.steps["select"].stats["num_distinct_pairs"]
     assert sum(histogram[90:]) == len(table(given_run, "select", "edges"))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from cli.report import Cluster, Member, Report, SimilarityHistogram, make_thumbnail
+from cli.report import Cluster, Member, Report, ScoreHistogram, make_thumbnail
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -69,9 +69,7 @@ def report_of(cluster_of: ClusterOf) -> ReportOf:
             seconds_per_stage={"embed": 31.4, "cluster": 0.3},
             parameters={"num_tables": "32"},
             embedder_digest="sha256:00ff",
-            similarities=SimilarityHistogram(
-                bin_edges=np.linspace(0.5, 1.0, 11), counts=np.arange(11)[1:] ** 3, min_score=0.79
-            ),
+            scores=ScoreHistogram(bin_edges=np.linspace(0.5, 1.0, 11), counts=np.arange(11)[1:] ** 3, min_score=0.79),
             clusters=(cluster_of("beach.jpg", "beach_small.jpg", "beach_gray.jpg"), cluster_of("cat.png", "cat2.png")),
             thumbnail=lambda _: gray,
         )

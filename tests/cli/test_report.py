@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.report import Cluster, Member, Reject, Report, ReportError, ReportLimits, SimilarityHistogram, write_report
+from cli.report import Cluster, Member, Reject, Report, ReportError, ReportLimits, ScoreHistogram, write_report
 from cli.report.pages import CLUSTERS_PER_PAGE, json_for_html
 
 ReportOf = Callable[..., Report]
@@ -251,10 +251,10 @@ def test_values_out_of_range_are_refused(report_of: ReportOf, cluster_of: Cluste
     with pytest.raises(ReportError, match="width=-1"):
         replace(cluster.members[0], width=-1)
     with pytest.raises(ReportError, match=re.escape("(3,) bin edges")):
-        SimilarityHistogram(bin_edges=np.array([0.0, 0.5, 1.0]), counts=np.array([1]), min_score=0.5)
+        ScoreHistogram(bin_edges=np.array([0.0, 0.5, 1.0]), counts=np.array([1]), min_score=0.5)
     with pytest.raises(ReportError, match="ascending"):
-        SimilarityHistogram(bin_edges=np.array([0.0, 0.0]), counts=np.array([1]), min_score=0.5)
+        ScoreHistogram(bin_edges=np.array([0.0, 0.0]), counts=np.array([1]), min_score=0.5)
     with pytest.raises(ReportError, match="smallest is -3"):
-        SimilarityHistogram(bin_edges=np.array([0.0, 1.0]), counts=np.array([-3]), min_score=0.5)
+        ScoreHistogram(bin_edges=np.array([0.0, 1.0]), counts=np.array([-3]), min_score=0.5)
     with pytest.raises(ReportError, match="max_images=0"):
         ReportLimits(max_images=0)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.report import SimilarityHistogram
+from cli.report import ScoreHistogram
 from cli.report.histogram import BOTTOM, LEFT, RIGHT, TOP, Drawing, draw
 
 
 def drawing_of(counts: list[int], *, lowest: float = 0.0, highest: float = 1.0, min_score: float = 0.79) -> Drawing:
     edges = np.linspace(lowest, highest, len(counts) + 1)
-    return draw(SimilarityHistogram(bin_edges=edges, counts=np.array(counts), min_score=min_score))
+    return draw(ScoreHistogram(bin_edges=edges, counts=np.array(counts), min_score=min_score))
 
 
 def test_bars_grow_by_equal_steps_for_every_factor_of_ten() -> None:
@@ -42,7 +42,7 @@ def test_empty_ends_are_left_out() -> None:
     beyond = drawing_of(counts, lowest=-1.0, min_score=0.95)
 
     assert (within.bars[0].x, within.bars[-1].x + within.bars[-1].width) == pytest.approx((LEFT, RIGHT), abs=0.02)
-    assert (beyond.bars[0].x, beyond.similarity_ticks[-1].label) == (LEFT, "1.0")
+    assert (beyond.bars[0].x, beyond.score_ticks[-1].label) == (LEFT, "1.0")
 
 
 def test_no_pairs_leave_empty_axes() -> None:
@@ -50,11 +50,11 @@ def test_no_pairs_leave_empty_axes() -> None:
     drawing = drawing_of([0, 0, 0, 0])
 
     assert drawing.bars == ()
-    assert (drawing.similarity_ticks[0].label, drawing.similarity_ticks[-1].label) == ("0.0", "1.0")
+    assert (drawing.score_ticks[0].label, drawing.score_ticks[-1].label) == ("0.0", "1.0")
 
 
-def test_threshold_stands_at_its_similarity() -> None:
-    """The threshold's line divides the axis as the threshold divides the range of similarities."""
+def test_threshold_stands_at_its_score() -> None:
+    """The threshold's line divides the axis as the threshold divides the range of scores."""
     drawing = drawing_of([1] * 10, lowest=0.5, min_score=0.75)
 
     assert drawing.threshold == (LEFT + RIGHT) / 2
@@ -72,7 +72,7 @@ def test_threshold_outside_the_range_has_no_line(min_score: float, accepted_from
 
 def test_axis_labels_are_round_and_include_the_ends() -> None:
     """Similarities from 0.5 to 1 are labelled every 0.05, every second one also on a narrow screen."""
-    ticks = drawing_of([1] * 10, lowest=0.5).similarity_ticks
+    ticks = drawing_of([1] * 10, lowest=0.5).score_ticks
 
     assert [tick.label for tick in ticks if not tick.is_minor] == ["0.50", "0.60", "0.70", "0.80", "0.90", "1.00"]
     assert [tick.label for tick in ticks if tick.is_minor] == ["0.55", "0.65", "0.75", "0.85", "0.95"]
@@ -92,6 +92,6 @@ def test_everything_stays_inside_the_drawing(counts: list[int], lowest: float, s
 
     assert all(bar.x >= LEFT and bar.x + bar.width <= RIGHT + 0.02 for bar in drawing.bars)
     assert all(bar.y >= TOP and bar.height > 0 and bar.y + bar.height <= BOTTOM + 0.02 for bar in drawing.bars)
-    assert all(LEFT <= tick.position <= RIGHT for tick in drawing.similarity_ticks)
-    assert 3 <= len(drawing.similarity_ticks) <= 11
+    assert all(LEFT <= tick.position <= RIGHT for tick in drawing.score_ticks)
+    assert 3 <= len(drawing.score_ticks) <= 11
     assert LEFT <= drawing.accepted_from <= RIGHT

@@ -217,7 +217,7 @@ def test_keyboard_reaches_the_comparison(open_report: Opener, report_of: ReportO
 def test_parts_are_reached_by_their_links(open_report: Opener, report_of: ReportOf) -> None:
     """Each link of the navigation shows its part alone, and the browser's back button returns."""
     page = open_report(report_of(rejects=[Reject(image_id="a.jpg", reason="empty", detail="0 bytes")], num_rejected=1))
-    for part in ("similarities", "rejected", "run", "clusters"):
+    for part in ("scores", "rejected", "run", "clusters"):
         page.locator(f"nav.tabs a[href='#{part}']").click()
         expect(page.locator(f"#{part}")).to_be_visible()
         assert page.locator("main > section:visible").evaluate_all("parts => parts.map(part => part.id)") == [part]
@@ -240,10 +240,10 @@ def test_rejects_unfold_by_reason(open_report: Opener, report_of: ReportOf) -> N
 def test_threshold_is_drawn_into_the_histogram(open_report: Opener, report_of: ReportOf) -> None:
     """The histogram has a bar for each bin with pairs, labelled axes and the threshold's line between them."""
     page = open_report(report_of())
-    page.locator("nav.tabs a[href='#similarities']").click()
+    page.locator("nav.tabs a[href='#scores']").click()
 
     expect(page.locator(".threshold text")).to_have_text("threshold 0.79")
-    expect(page.locator(".chart .axis-title")).to_have_text(["similarity (cosine)", "pairs (log scale)"])
+    expect(page.locator(".chart .axis-title")).to_have_text(["score", "pairs (log scale)"])
     assert page.locator(".accepted-side .bar").count() == 10
     line = page.locator(".threshold line").bounding_box()
     axis = page.locator(".chart .axis").bounding_box()
@@ -267,7 +267,7 @@ def test_nothing_is_wider_than_the_screen(
         ),
         width=width,
     )
-    for part in ("clusters", "similarities", "rejected", "run"):
+    for part in ("clusters", "scores", "rejected", "run"):
         page.evaluate(f"location.hash = '#{part}'")
         expect(page.locator(f"#{part}")).to_be_visible()
         page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")

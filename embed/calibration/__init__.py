@@ -1,0 +1,1 @@
+"""Scores that mean something: a pair's raw score to the probability that it is a near-duplicate, and a threshold."""

@@ -1,0 +1,100 @@
+"""The score of a pair: what selection and the lookup service compare with `min_score`.
+
+A raw score comes from the pair classifier of the embedder directory, or is the cosine where there is none; the
+calibration turns it into the probability that the pair is a near-duplicate. Without either, the score is the cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.calibration.calibration import Calibration, read_calibration
+from embed.embedder import EmbedderSpec
+from embed.errors import EmbedderError
+from embed.pair_classifier.classifier import HOPELESS, MIN_SIMILARITY, PairClassifier, read_classifier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairScorer:
+    """Scores pairs of embeddings or codes; keep what `project` gave for an image as long as its pairs come."""
+
+    classifier: PairClassifier | None = None
+    calibration: Calibration | None = None
+
+    def project(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, hidden)` float32."""
+        if self.classifier is None:
+            return np.empty((len(rows), 0), np.float32)
+        return self.classifier.project(rows)
+
+    def raw_scores(
+        self,
+        similarities: NDArray[np.float32],
+        left: NDArray[np.float32],
+        right: NDArray[np.float32],
+        left_rows: NDArray[np.int64],
+        right_rows: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Cosines of the pairs of `left[left_rows]` and `right[right_rows]`, both projected, to `(m,)` raw scores."""
+        if self.classifier is None:
+            return similarities
+        return self.classifier.logits(similarities, left, right, left_rows, right_rows)
+
+    def scores(
+        self,
+        similarities: NDArray[np.float32],
+        left: NDArray[np.float32],
+        right: NDArray[np.float32],
+        left_rows: NDArray[np.int64],
+        right_rows: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """As `raw_scores`, within -1..1: probabilities, calibrated where they can be, or cosines without a classifier."""
+        raw = self.raw_scores(similarities, left, right, left_rows, right_rows)
+        if self.calibration is not None:
+            return self.calibration.apply(raw)
+        return raw if self.classifier is None else sigmoid(raw)
+
+    def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw scores of all pairs of unit rows, `(a, dim)` and `(b, dim)` -> `(a, b)` float32, for evaluation."""
+        similarities = left @ right.T
+        if self.classifier is None:
+            return similarities
+        raw = np.full(similarities.shape, HOPELESS, np.float32)
+        left_rows, right_rows = np.nonzero(similarities >= MIN_SIMILARITY)
+        near = similarities[left_rows, right_rows]
+        raw[left_rows, right_rows] = self.raw_scores(
+            near, self.project(left), self.project(right), left_rows, right_rows
+        )
+        return raw
+
+    def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw scores of the pairs of unit rows `left[i]`, `right[i]`, both `(m, dim)` -> `(m,)` float32."""
+        places = np.arange(len(left))
+        similarities = np.einsum("nd,nd->n", left, right)
+        return self.raw_scores(similarities, self.project(left), self.project(right), places, places)
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits to probabilities, without overflow."""
+    half: NDArray[np.float32] = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+    return half
+
+
+def load_pair_scorer(spec: EmbedderSpec) -> PairScorer:
+    """What the embedder directory of `spec` scores pairs with; raises EmbedderError."""
+    classifier = calibration = None
+    if spec.pair_classifier is not None:
+        classifier = read_classifier(spec.directory / spec.pair_classifier, embedder_digest=spec.digest)
+    if spec.calibration is not None:
+        path = spec.directory / spec.calibration
+        calibration = read_calibration(path)
+        if calibration.scored_by != spec.raw_scorer_digest:
+            raise EmbedderError(
+                f"{path} calibrates the scores of {calibration.scored_by[:12]}, but {spec.directory} scores with "
+                f"{spec.raw_scorer_digest[:12]}; run `neardup calibrate` on it"
+            )
+    return PairScorer(classifier, calibration)
