@@ -88,11 +88,16 @@ def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) ->
     return EmbedderSpec(directory=directory, digest=digest, **{name: fields[name] for name in _FIELD_RULES})
 
 
+def shipped_embedders() -> dict[str, Path]:
+    """The directories of the embedders that come with this package, by name."""
+    return {path.parent.name: path.parent for path in sorted(_WEIGHTS_FOLDER.glob(f"*/{_SPEC_FILE}"))}
+
+
 def _directory(name_or_dir: str | os.PathLike[str]) -> Path:
     given = os.fspath(name_or_dir)
-    shipped = sorted(path.parent.name for path in _WEIGHTS_FOLDER.glob(f"*/{_SPEC_FILE}"))
+    shipped = shipped_embedders()
     if given in shipped:
-        return _WEIGHTS_FOLDER / given
+        return shipped[given]
     directory = Path(given)
     if directory.is_dir():
         return directory.resolve()

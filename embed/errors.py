@@ -4,6 +4,8 @@ EmbedError
 ├── ImageRejected      bytes that are not an image this system accepts, with a `RejectReason`
 ├── EmbedderError      an embedder directory or weights file that cannot be used
 ├── EvaluationError    photos or labelled pairs that cannot be evaluated on
+├── LineageError       a lineage that cannot be written, read or found
+│   └── TrackingError         a tracking store that cannot be used
 └── TrainingError      photos, settings or checkpoints that cannot be trained on
     └── TrainingInterrupted   stopped by the user; the last checkpoint is kept
 """
@@ -48,6 +50,14 @@ class EmbedderError(EmbedError):
 
 class EvaluationError(EmbedError):
     """Photos, labelled pairs or scores that cannot be evaluated."""
+
+
+class LineageError(EmbedError):
+    """A model's lineage that cannot be written, read or found."""
+
+
+class TrackingError(LineageError):
+    """A tracking store that cannot be used."""
 
 
 class TrainingError(EmbedError):
