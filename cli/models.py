@@ -58,7 +58,6 @@ neardup models record my-embedder/ --tracking-uri https://mlflow.example.org
 """
 MIN_DIGITS = 6
 SHOWN_DIGITS = 12
-MAX_CELL = 40
 BUILT_IN = "built-in"
 
 
@@ -113,7 +112,7 @@ def list_models(*, tracking_uri: str, json_output: bool) -> None:
         [_text(value) for value in (each.name, each.kind, each.digest[:SHOWN_DIGITS], *_origin(each), each.where)]
         for each in models
     ]
-    show_table("Models", ["model", "kind", "digest", "made", "trained on", "where"], rows)
+    show_table("Models", ["model", "kind", "digest", "made", "trained on", "where"], rows, wrapped=["where"])
 
 
 @command.command(name="show", help=SHOW_HELP, short_help="What a model is and where it comes from.")
@@ -148,8 +147,9 @@ def compare_models(*, first: str, second: str, tracking_uri: str, json_output: b
         if not rows:
             click.echo(f"no difference is known between the {kind}s {first} and {second}")
             continue
-        table = [[name, *(_text(value)[:MAX_CELL] for value in pair)] for name, pair in rows.items()]
-        show_table(f"Differences of the {kind}s", ["", *(_text(side[kind].name) for side in (left, right))], table)
+        sides = [_text(first), _text(second)]
+        table = [[name, *map(_text, pair)] for name, pair in rows.items()]
+        show_table(f"Differences of the {kind}s", ["", *sides], table, wrapped=sides)
 
 
 @command.command(name="record", help=RECORD_HELP, short_help="Log a model directory to the store.")

@@ -1,8 +1,9 @@
 """The embedder: images in, `(n, dim)` float32 unit rows out, and the directory that defines it.
 
 An embedder directory is `embedder.json` plus a weights file and, optionally, a whitening. Its digest covers all that
-decides an embedding and travels with everything the embedder produced. `describe_embedder` reads a directory without
-importing Keras; `load_embedder` builds the network from code and only ever reads numbers from disk.
+decides an embedding, so not `lineage.json`, and travels with everything the embedder produced. `describe_embedder`
+reads a directory without importing Keras; `load_embedder` builds the network from code and only ever reads numbers from
+disk.
 """
 
 from __future__ import annotations

@@ -153,10 +153,10 @@ def record(
             log_lineage(lineage, directory, tracking_uri=tracking_uri)
         except TrackingError as error:
             logging.getLogger(__name__).warning(
-                "the model and its %s are safe in %s, but %s; log it later with `neardup models record %s`",
-                LINEAGE_FILE,
-                directory,
+                "%s. The model in %s and its %s are safe: log it later with `neardup models record %s`",
                 error,
+                directory,
+                LINEAGE_FILE,
                 directory,
             )
     return lineage

@@ -24,9 +24,11 @@ EXPERIMENT: Final = "neardup"
 MAX_RUNS: Final = 1000
 _SCHEMES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 _TAG: Final = "neardup."
-# MLflow reports its use to its makers and waits minutes for a server that is down, unless told otherwise.
+# Unless told otherwise MLflow reports its use to its makers, prints links to standard output, and waits minutes for a
+# server that is down.
 _QUIET: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
@@ -145,7 +147,7 @@ def shown(tracking_uri: str) -> str:
 
 
 def _failure(tracking_uri: str, error: Exception) -> TrackingError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     return TrackingError(
         f"the tracking store {shown(tracking_uri)} failed ({shown(reason)}); "
         f"look after it, or give another by --tracking-uri or NEARDUP_TRACKING_URI"
