@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,9 @@ def compare_models(*, first: str, second: str, tracking_uri: str, json_output: b
             f"{first} is {', '.join(left)}, {second} is {', '.join(right)}; compare two models of one kind"
         )
     differences = {kind: _differences(left[kind], right[kind]) for kind in kinds}
+    for name, side in ((first, left), (second, right)):
+        for remark in filter(None, (_remark(side[kind]) for kind in kinds)):
+            click.echo(f"{name}: {remark}", err=True)
     if json_output:
         click.echo(json.dumps(differences))
         return
@@ -264,8 +267,11 @@ def _spec_facts(spec: EmbedderSpec) -> dict[str, Any]:
 
 
 def _differences(left: Model, right: Model) -> dict[str, tuple[Any, Any]]:
-    """The facts that are not the same, by name, those of one side only as None on the other."""
-    facts = [_facts(left), _facts(right)]
+    """The facts that are not the same, by name, those of one side only as None on the other.
+
+    What a lineage says of other files is no fact.
+    """
+    facts = [_facts(replace(each, lineage=None) if each.is_foreign_lineage else each) for each in (left, right)]
     names = [name for name in {**facts[0], **facts[1]} if name != "where"]
     pairs = {name: (facts[0].get(name), facts[1].get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -280,18 +286,23 @@ def _origin(model: Model) -> tuple[str | None, str | None]:
 
 
 def _described(model: Model) -> str:
-    """A line for each fact, and what to make of them."""
+    """A line for each fact, and a remark where they need one."""
     facts = {"model": f"{model.name}, {model.kind}", **_facts(model)}
     width = max(map(len, facts)) + 2
     lines = [f"{_text(name):<{width}}{_text(value)}" for name, value in facts.items()]
+    return "\n".join([*lines, *filter(None, [_remark(model)])])
+
+
+def _remark(model: Model) -> str | None:
+    """What to know before trusting a model's lineage."""
     if model.lineage is None:
-        lines.append("nothing is recorded about its training: there is no lineage.json beside it")
-    elif model.is_foreign_lineage:
-        lines.append(
-            f"the lineage.json beside it describes another model, {model.lineage.digest[:SHOWN_DIGITS]}: "
-            f"what it says of training does not hold for these files"
-        )
-    return "\n".join(lines)
+        return "nothing is recorded about its training: there is no lineage.json beside it"
+    if model.lineage.digest == model.digest:
+        return None
+    return (
+        f"the lineage.json beside it describes another model, {model.lineage.digest[:SHOWN_DIGITS]}: "
+        f"what it says of training does not hold for these files"
+    )
 
 
 def _text(value: Any) -> str:

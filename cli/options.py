@@ -21,10 +21,23 @@ def _default_tracking_uri() -> str:
     return default_tracking_uri()
 
 
+def _checked_tracking_uri(_: click.Context, __: click.Parameter, given: str) -> str:
+    """Refuse an address that is none before any work, not after a training."""
+    from embed.errors import TrackingError
+    from embed.tracking import sqlite_file
+
+    try:
+        sqlite_file(given)
+    except TrackingError as error:
+        raise click.BadParameter(str(error)) from error
+    return given
+
+
 tracking_uri_option = click.option(
     "--tracking-uri",
-    envvar=["NEARDUP_TRACKING_URI", "MLFLOW_TRACKING_URI"],
+    envvar="NEARDUP_TRACKING_URI",
     default=_default_tracking_uri,
+    callback=_checked_tracking_uri,
     metavar="URI",
     help="MLflow store of your models; also NEARDUP_TRACKING_URI. [default: a file in your data folder]",
 )

@@ -51,7 +51,7 @@ def default_tracking_uri() -> str:
 
 def log_lineage(lineage: Lineage, directory: Path, *, tracking_uri: str) -> None:
     """Add a finished run for the model in `directory`; raises TrackingError."""
-    file = _sqlite_file(tracking_uri)
+    file = sqlite_file(tracking_uri)
     try:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def find_models(*, tracking_uri: str, digest_prefix: str = "") -> list[TrackedMo
 
     `digest_prefix` is lower-case hex. Runs that `log_lineage` did not write are passed over.
     """
-    file = _sqlite_file(tracking_uri)
+    file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         return []
     wanted = f" and tags.`{_TAG}digest` LIKE '{digest_prefix}%'" if digest_prefix else ""
@@ -121,7 +121,7 @@ def _experiment_id(client: Any) -> str:
     return str(found.experiment_id)
 
 
-def _sqlite_file(tracking_uri: str) -> Path | None:
+def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of an SQLite store, None for a server; raises TrackingError for what is neither."""
     scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
     if scheme not in _SCHEMES and tracking_uri != "databricks":

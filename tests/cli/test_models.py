@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import models
+from cli import models, train_embedder
 from cli.exit_codes import ExitCode
 from embed.embedder import create_embedder_dir, describe_embedder
 from embed.errors import EmbedderError, LineageError
@@ -124,6 +124,9 @@ def test_a_lineage_of_other_files_is_not_believed(trained: Path, tracking_uri: s
     assert (shown["digest"], shown["is_foreign_lineage"]) == (describe_embedder(trained).digest, True)
     text = run("show", trained, tracking_uri=tracking_uri).stdout
     assert f"describes another model, {before[:12]}" in text
+    compared = run("compare", trained, "vgg_copy", tracking_uri=tracking_uri)
+    assert f"describes another model, {before[:12]}" in compared.stderr
+    assert "abababab" not in compared.stdout
 
 
 def test_all_models_of_a_directory_are_shown(trained: Path, tracking_uri: str) -> None:
@@ -203,6 +206,14 @@ def test_a_prefix_of_two_digests_is_ambiguous(tmp_path: Path, tracking_uri: str)
     with pytest.raises(LineageError, match=r"2 models have a digest 5eed5eed\.\.\. .*give more digits"):
         run("show", "5eed5eed", tracking_uri=tracking_uri)
     assert run("show", "5eed" * 15 + "0001", tracking_uri=tracking_uri).exit_code == ExitCode.OK
+
+
+def test_an_address_that_is_no_store_is_a_usage_error(tmp_path: Path) -> None:
+    """It is refused by every command that takes it, before a training and not after it."""
+    for command, *arguments in ((models.command, "list"), (train_embedder.command, str(tmp_path), "--output", "out")):
+        result = CliRunner().invoke(command, arguments, env={"NEARDUP_TRACKING_URI": "mlruns"})
+        assert result.exit_code == ExitCode.USAGE
+        assert "'mlruns' is no tracking store" in result.output
 
 
 def test_errors_have_a_message_and_an_exit_code() -> None:
