@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
+    "models": ("cli.models", "Say which models there are, and what each was trained on."),
 }
 
 FLOW = """\
@@ -35,6 +36,7 @@ The usual flow:
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
+  neardup models list                         which models there are, and where they come from
 
 \b
 Every option of COMMAND can also be set in the environment as
@@ -110,6 +112,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.ImageRejected: ExitCode.REJECTED,
         embed.EvaluationError: ExitCode.EVALUATION,
         embed.TrainingError: ExitCode.TRAINING,
+        embed.LineageError: ExitCode.MODEL,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
     }

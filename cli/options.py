@@ -1,4 +1,4 @@
-"""The options that every command which runs the pipeline shares, and the settings made of them."""
+"""The options that several commands share: those of the pipeline with the settings made of them, the tracking store."""
 
 from __future__ import annotations
 
@@ -13,6 +13,34 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKSPACE = Path("neardup-workspace")
 MEBIBYTE = 1 << 20
+
+
+def _default_tracking_uri() -> str:
+    from embed.tracking import default_tracking_uri
+
+    return default_tracking_uri()
+
+
+def _checked_tracking_uri(_: click.Context, __: click.Parameter, given: str) -> str:
+    """Refuse an address that is none before any work, not after a training."""
+    from embed.errors import TrackingError
+    from embed.tracking import sqlite_file
+
+    try:
+        sqlite_file(given)
+    except TrackingError as error:
+        raise click.BadParameter(str(error)) from error
+    return given
+
+
+tracking_uri_option = click.option(
+    "--tracking-uri",
+    envvar="NEARDUP_TRACKING_URI",
+    default=_default_tracking_uri,
+    callback=_checked_tracking_uri,
+    metavar="URI",
+    help="MLflow store of your models; also NEARDUP_TRACKING_URI. [default: a file in your data folder]",
+)
 
 
 def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:

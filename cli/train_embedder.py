@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cli.exit_codes import ExitCode
+from cli.options import tracking_uri_option
 
 HELP = """\
 Train the copy-detection network on the photos below PHOTOS and write an embedder directory.
@@ -43,13 +44,29 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 )
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def command(*, photos: Path, output: Path, checkpoints: Path | None, start_from: Path | None, **settings: Any) -> None:
+@tracking_uri_option
+def command(
+    *,
+    photos: Path,
+    output: Path,
+    checkpoints: Path | None,
+    start_from: Path | None,
+    tracking_uri: str,
+    **settings: Any,
+) -> None:
     from embed.errors import TrainingInterrupted
     from embed.training.trainer import TrainingSettings, train_embedder
 
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
     try:
-        train_embedder(photos, kept, TrainingSettings(**settings), output=output, start_from=start_from)
+        train_embedder(
+            photos,
+            kept,
+            TrainingSettings(**settings),
+            output=output,
+            start_from=start_from,
+            tracking_uri=tracking_uri,
+        )
     except TrainingInterrupted as stopped:
         click.echo(f"neardup: {stopped}", err=True)
         raise SystemExit(ExitCode.INTERRUPTED) from stopped

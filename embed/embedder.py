@@ -1,8 +1,9 @@
 """The embedder: images in, `(n, dim)` float32 unit rows out, and the directory that defines it.
 
 An embedder directory is `embedder.json` plus a weights file and, optionally, a whitening. Its digest covers all that
-decides an embedding and travels with everything the embedder produced. `describe_embedder` reads a directory without
-importing Keras; `load_embedder` builds the network from code and only ever reads numbers from disk.
+decides an embedding, so not `lineage.json`, and travels with everything the embedder produced. `describe_embedder`
+reads a directory without importing Keras; `load_embedder` builds the network from code and only ever reads numbers from
+disk.
 """
 
 from __future__ import annotations
@@ -109,11 +110,16 @@ def _extended(digest: str, directory: Path, name: str | None) -> str:
     return hashlib.sha256(f"{digest}{_file_sha256(directory, name)}".encode()).hexdigest() if name else digest
 
 
+def shipped_embedders() -> dict[str, Path]:
+    """The directories of the embedders that come with this package, by name."""
+    return {path.parent.name: path.parent for path in sorted(_WEIGHTS_FOLDER.glob(f"*/{_SPEC_FILE}"))}
+
+
 def _directory(name_or_dir: str | os.PathLike[str]) -> Path:
     given = os.fspath(name_or_dir)
-    shipped = sorted(path.parent.name for path in _WEIGHTS_FOLDER.glob(f"*/{_SPEC_FILE}"))
+    shipped = shipped_embedders()
     if given in shipped:
-        return _WEIGHTS_FOLDER / given
+        return shipped[given]
     directory = Path(given)
     if directory.is_dir():
         return directory.resolve()

@@ -6,6 +6,8 @@ EmbedError
 ├── ClassifierError    pairs that no classifier can be trained on, a classifier that cannot be used
 ├── EvaluationError    photos or labelled pairs that cannot be evaluated on
 ├── CalibrationError   scores that cannot be calibrated, a calibration that cannot be read
+├── LineageError       a lineage that cannot be written, read or found
+│   └── TrackingError         a tracking store that cannot be used
 └── TrainingError      photos, settings or checkpoints that cannot be trained on
     └── TrainingInterrupted   stopped by the user; the last checkpoint is kept
 """
@@ -58,6 +60,12 @@ class EvaluationError(EmbedError):
 
 class CalibrationError(EmbedError):
     """Scores that cannot be calibrated to the precision asked for, or a calibration file that cannot be used."""
+class LineageError(EmbedError):
+    """A model's lineage that cannot be written, read or found."""
+
+
+class TrackingError(LineageError):
+    """A tracking store that cannot be used."""
 
 
 class TrainingError(EmbedError):

@@ -40,3 +40,9 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def photo_folder(tmp_path: Path) -> Path:
     """A small folder of synthetic photos, copies and files that are no images."""
     return write_photo_folder(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of an MLflow store in a file of the tests' own, which its first user makes in some seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'deep' / 'mlflow.db'}"

@@ -20,6 +20,7 @@ from embed.architectures import vgg_copy
 from embed.embedder import KERAS_POLICIES, EmbedderSpec, create_embedder_dir, describe_embedder, load_weights
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
+from embed.lineage import ModelKind, record
 from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
 from embed.training.lookalikes import lookalike_order
@@ -175,23 +176,29 @@ def train_embedder(
     output: Path,
     start_from: Path | None = None,
     min_score: float = 0.8,
+    tracking_uri: str | None = None,
     verbose: int = 2,
 ) -> EmbedderSpec:
     """Train on every image under `photos` and write the embedder directory `output`, which must not exist yet.
 
     Starts from random weights, or from those of the embedder directory `start_from`. Resumes from `checkpoints` when
-    the same training was stopped there. `verbose` is Keras' (0 silent, 2 a line an
-    epoch). Raises TrainingError, and TrainingInterrupted on Ctrl-C.
+    the same training was stopped there. The directory says in its lineage what it was trained on; the MLflow store
+    `tracking_uri` gets the same as a run. `verbose` is Keras' (0 silent, 2 a line an epoch). Raises TrainingError, and
+    TrainingInterrupted on Ctrl-C.
     """
     if output.exists():
         raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
     pixels = load_photos(photos, size=settings.source_size, batch_size=settings.batch_size)
-    record = dataclasses.asdict(settings) | {"num_photos": len(pixels), "photos_sha256": photos_sha256(pixels)}
+    parameters = dataclasses.asdict(settings) | {"num_photos": len(pixels)}
+    data = {"photos": photos_sha256(pixels)}
     first = describe_embedder(start_from) if start_from else None
-    saved.claim(checkpoints, record | {"start_from": first.digest if first else None})
+    saved.claim(
+        checkpoints,
+        parameters | {"photos_sha256": data["photos"], "start_from": first.digest if first else None},
+    )
     batches = PhotoBatches(pixels, batch_size=settings.batch_size)
     try:
-        network = _fit(batches, checkpoints, settings, first, verbose)
+        network, final_loss = _fit(batches, checkpoints, settings, first, verbose)
     except KeyboardInterrupt as interrupt:
         raise TrainingInterrupted(
             f"stopped after {saved.last_epoch(checkpoints)} of {settings.epochs} epochs; the state is kept in "
@@ -204,15 +211,27 @@ def train_embedder(
     with tempfile.TemporaryDirectory(prefix=".trained-", dir=checkpoints) as folder:
         weights = Path(folder) / "trained.weights.h5"
         network.save_weights(weights)
-        return create_embedder_dir(
+        trained = create_embedder_dir(
             output, architecture="vgg_copy", weights=weights, size=settings.size, dim=settings.dim, min_score=min_score
         )
+    record(
+        trained.directory,
+        kind=ModelKind.EMBEDDER,
+        digest=trained.digest,
+        tracking_uri=tracking_uri,
+        seed=parameters.pop("seed"),
+        parents={"start_from": first.digest} if first else {},
+        data=data,
+        parameters=parameters,
+        metrics={} if final_loss is None else {"final_loss": final_loss},
+    )
+    return trained
 
 
 def _fit(
     batches: PhotoBatches, checkpoints: Path, settings: TrainingSettings, first: EmbedderSpec | None, verbose: int
-) -> keras.Model:
-    """The trained network, in float32."""
+) -> tuple[keras.Model, float | None]:
+    """The trained network, in float32, and the loss of its last epoch, None when an earlier process ran that."""
     keras.utils.set_random_seed(settings.seed)
     network = vgg_copy(size=settings.view_size, dim=settings.dim, dtype=KERAS_POLICIES[settings.dtype])
     if first is not None:
@@ -232,7 +251,7 @@ def _fit(
     detector.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
     detector(batches[0][0])  # A checkpoint can be restored only into a model that was called once.
     optimizer.build(detector.trainable_variables)
-    detector.fit(
+    history = detector.fit(
         batches,
         initial_epoch=saved.restore(checkpoints, detector),
         epochs=settings.epochs,
@@ -242,4 +261,5 @@ def _fit(
     )
     trained = vgg_copy(size=settings.view_size, dim=settings.dim)
     trained.set_weights(network.get_weights())
-    return trained
+    losses = history.history.get("loss", [])
+    return trained, float(losses[-1]) if losses else None

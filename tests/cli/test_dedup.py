@@ -280,3 +280,9 @@ def interrupted_in(stage: str, arguments: tuple[str, ...]) -> tuple[int, str]:
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, "".join(lines) + rest
+
+
+def test_the_digest_of_a_run_names_its_embedder(images_result: dict[str, Any], tiny_embedder: str) -> None:
+    """`neardup models show` says the digest that the run reports."""
+    shown = neardup("models", "show", tiny_embedder, "--json")
+    assert json.loads(shown.stdout)["models"][0]["digest"] == images_result["embedder_digest"]

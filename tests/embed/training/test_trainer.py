@@ -105,6 +105,35 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     assert math.isfinite(loss)
 
 
+def test_a_trained_embedder_says_where_it_comes_from(tmp_path: Path, photos: Path, tracking_uri: str) -> None:
+    """Photos, settings, first weights and final loss stand in the directory and in the tracking store."""
+    from embed.lineage import ModelKind, read_lineages
+    from embed.tracking import find_models
+    from embed.training.photos import load_photos, photos_sha256
+    from embed.training.trainer import train_embedder
+
+    first = train_embedder(photos, tmp_path / "c0", tiny(epochs=1), output=tmp_path / "first", verbose=0)
+    trained = train_embedder(
+        photos,
+        tmp_path / "c1",
+        tiny(epochs=1, seed=5),
+        output=tmp_path / "second",
+        start_from=first.directory,
+        tracking_uri=tracking_uri,
+        verbose=0,
+    )
+
+    lineage = read_lineages(trained.directory)[ModelKind.EMBEDDER]
+    assert (lineage.digest, lineage.seed) == (trained.digest, 5)
+    assert lineage.parents == {"start_from": first.digest}
+    assert lineage.data == {"photos": photos_sha256(load_photos(photos, size=24, batch_size=8))}
+    assert lineage.parameters.items() >= {"epochs": 1, "num_photos": 20, "dtype": "float32"}.items()
+    assert math.isfinite(lineage.metrics["final_loss"])
+    assert [model.lineage for model in find_models(tracking_uri=tracking_uri, digest_prefix=trained.digest)] == [
+        lineage
+    ]
+
+
 def test_frozen_statistics_leave_batch_norm_as_it_was(tmp_path: Path, photos: Path) -> None:
     """A training that goes on from an embedder changes its kernels, and its means and variances only if not frozen."""
     from embed.training.trainer import train_embedder
