@@ -19,6 +19,8 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
+    "train-classifier": ("cli.train_classifier", "Train the second stage that looks at a pair, on your own photos."),
+    "calibrate": ("cli.calibrate", "Turn scores into probabilities and choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "models": ("cli.models", "Say which models there are, and what each was trained on."),
 }
@@ -34,6 +36,7 @@ The usual flow:
   neardup embed photos/ --output photos.npz   embeddings only
   neardup dedup photos.npz                    embeddings in, clusters out
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
+  neardup calibrate photos/ --precision 0.99 --output calibrated/    a threshold for your own photos
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
   neardup models list                         which models there are, and where they come from
@@ -111,6 +114,8 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.EmbedderError: ExitCode.EMBEDDER,
         embed.ImageRejected: ExitCode.REJECTED,
         embed.EvaluationError: ExitCode.EVALUATION,
+        embed.CalibrationError: ExitCode.EVALUATION,
+        embed.ClassifierError: ExitCode.TRAINING,
         embed.TrainingError: ExitCode.TRAINING,
         embed.LineageError: ExitCode.MODEL,
         lsh.ParameterError: ExitCode.USAGE,

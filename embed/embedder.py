@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from embed.calibration.calibration import CALIBRATION_FILE, Calibration, calibration_bytes, read_calibration
 from embed.errors import EmbedderError
+from embed.lineage import ModelKind, read_lineages, write_lineage
 from embed.pair_classifier.classifier import CLASSIFIER_FILE, PairClassifier, classifier_bytes
 from embed.preprocessing import SQUEEZE_BICUBIC
 from embed.whitening import Whitening, read_whitening, whitening_bytes
@@ -444,13 +445,15 @@ def extend_embedder_dir(
     *,
     pair_classifier: PairClassifier | None = None,
     calibration: Calibration | None = None,
+    min_score: float | None = None,
 ) -> EmbedderSpec:
     """Make the directory `path`, which must not exist yet, from that of `spec` with a classifier or calibration added.
 
-    A new classifier makes other raw scores, so a calibration of the old ones is left behind. Raises EmbedderError.
+    A new classifier makes other raw scores, so a calibration of the old ones is left behind; `min_score` is the
+    threshold until there is a new one. Raises EmbedderError.
     """
     added: dict[str, bytes] = {}
-    changed: dict[str, str | None] = {}
+    changed: dict[str, str | float | None] = {} if min_score is None else {"min_score": min_score}
     if pair_classifier is not None:
         added[CLASSIFIER_FILE] = classifier_bytes(pair_classifier)
         changed |= {"pair_classifier": CLASSIFIER_FILE, "calibration": None}
@@ -465,6 +468,9 @@ def extend_embedder_dir(
             shutil.copyfile(spec.directory / name, folder / name)
         for name, content in added.items():
             (folder / name).write_bytes(content)
+        for kind, lineage in read_lineages(spec.directory).items():
+            if kind != ModelKind.CALIBRATION or fields.get("calibration"):
+                write_lineage(folder, lineage)
         (folder / _SPEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
 
     return _written_directory(Path(path), fill)

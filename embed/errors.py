@@ -60,6 +60,8 @@ class EvaluationError(EmbedError):
 
 class CalibrationError(EmbedError):
     """Scores that cannot be calibrated to the precision asked for, or a calibration file that cannot be used."""
+
+
 class LineageError(EmbedError):
     """A model's lineage that cannot be written, read or found."""
 

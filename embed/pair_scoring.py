@@ -52,7 +52,7 @@ class PairScorer:
         left_rows: NDArray[np.int64],
         right_rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """As `raw_scores`, within -1..1: probabilities, calibrated where they can be, or cosines without a classifier."""
+        """As `raw_scores`, within -1..1: probabilities, calibrated where possible, or cosines without a classifier."""
         raw = self.raw_scores(similarities, left, right, left_rows, right_rows)
         if self.calibration is not None:
             return self.calibration.apply(raw)

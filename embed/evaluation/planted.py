@@ -7,6 +7,7 @@ and only the highest false scores are kept, so memory grows with the number of p
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,14 @@ def readable_images(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[str, 
     if not readable:
         raise EvaluationError(f"none of {len(paths)} images can be read; the first: {rejects[0][0]}: {rejects[0][1]}")
     return readable, rejects
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """The identity of a list of files: the SHA-256 of their contents' SHA-256, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def open_photo(path: Path) -> NDArray[np.uint8]:

@@ -132,20 +132,15 @@ def recall_gain(
 
     Both hold the same photos' pairs; the two are resampled together.
     """
-    gains = [
+    better_recalls, base_recalls = (
         _resampled_recalls(pairs, precision, num_resamples=num_resamples, seed=seed)[:, -1] for pairs in (better, base)
-    ]
-    low, high = np.quantile(gains[0] - gains[1], [0.025, 0.975])
-    found = [
-        float(
-            (
-                pairs.true_scores
-                >= lowest_threshold(pairs.true_scores, pairs.false_scores, precision=precision).threshold
-            ).mean()
-        )
+    )
+    low, high = np.quantile(better_recalls - base_recalls, [0.025, 0.975])
+    better_recall, base_recall = (
+        (pairs.true_scores >= lowest_threshold(pairs.true_scores, pairs.false_scores, precision=precision).threshold)
         for pairs in (better, base)
-    ]
-    return found[0] - found[1], Interval(low=float(low), high=float(high))
+    )
+    return float(better_recall.mean() - base_recall.mean()), Interval(low=float(low), high=float(high))
 
 
 def _shares(
