@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 HELP = """\
 Train the pair classifier of an embedder on the photos below PHOTOS and write an embedder directory that has both.
 
-A quarter of the sources (sub-folders; of the photos where there are few) is held out. The classifier must find more of
-their edits there at 99 % precision than the cosine does, with 95 % confidence; otherwise nothing is written.
+A quarter of the sources (sub-folders; of the photos where there are few) is held out, or the photos of --judge-on are
+taken instead. The classifier must find more of their edits at 99 % precision than the cosine does, with 95 % confidence;
+otherwise nothing is written.
 
 --labels takes pairs labelled by `neardup label-pairs`, --human-labels pairs that people judged, which weigh ten times
 as much; both are CSVs with the columns a,b,label.
@@ -41,6 +42,9 @@ PRECISION = 0.99
 @click.option("--num-photos", type=click.IntRange(50), default=4000, show_default=True, help="Photos to edit.")
 @click.option("--num-held-out", type=click.IntRange(50), default=1000, show_default=True, help="Photos to judge on.")
 @click.option("--held-out", type=click.FloatRange(0.05, 0.9), default=0.25, show_default=True, help="Share held out.")
+@click.option(
+    "--judge-on", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Photos to judge on instead."
+)
 @click.option("--edits", type=click.Choice(["default", "harder", "all"]), default="default", show_default=True)
 @click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV of geometric labels.")
 @click.option(
@@ -62,6 +66,7 @@ def command(
     num_photos: int,
     num_held_out: int,
     held_out: float,
+    judge_on: Path | None,
     edits: str,
     labels: Path | None,
     human_labels: Path | None,
@@ -86,7 +91,10 @@ def command(
     if output.exists():
         raise click.UsageError(f"--output {output} already exists; choose another directory or remove it first")
     settings = ClassifierSettings(hidden=hidden, epochs=epochs, seed=seed)
-    train_paths, held_out_paths, sources = split_photos(list_photos(photos), held_out=held_out, seed=seed)
+    if judge_on is None:
+        train_paths, held_out_paths, sources = split_photos(list_photos(photos), held_out=held_out, seed=seed)
+    else:
+        train_paths, held_out_paths, sources = list_photos(photos), list_photos(judge_on), (judge_on.name,)
     ours = load_embedder(embedder)
     descriptor = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
     kinds = EDIT_SETS[edits]

@@ -1,0 +1,138 @@
+"""The pair classifier at work: its logits, its symmetry, its file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embed.errors import ClassifierError, EmbedderError
+from embed.pair_classifier.classifier import (
+    HOPELESS,
+    MIN_SIMILARITY,
+    PairClassifier,
+    classifier_bytes,
+    read_classifier,
+)
+
+DIM, HIDDEN = 16, 5
+DIGEST = "ab" * 32
+
+
+def unit_rows(n: int, *, seed: int = 0) -> NDArray[np.float32]:
+    """Rows near one direction, so that most of their cosines are above `MIN_SIMILARITY`."""
+    rows = np.random.default_rng(seed).normal(1.0, 0.8, (n, DIM)).astype(np.float32)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+@pytest.fixture
+def classifier() -> PairClassifier:
+    rng = np.random.default_rng(1)
+    return PairClassifier(
+        projection=rng.normal(size=(DIM, HIDDEN)).astype(np.float32),
+        bias=rng.normal(size=HIDDEN).astype(np.float32),
+        output=rng.normal(size=HIDDEN).astype(np.float32),
+        line=np.float32([20.0, -15.0]),
+        embedder_digest=DIGEST,
+    )
+
+
+def slow_logit(classifier: PairClassifier, left: NDArray[Any], right: NDArray[Any]) -> float:
+    """The slow twin: one pair, straight from the definition, in double precision."""
+    left, right = (row.astype(np.float64) / np.linalg.norm(row.astype(np.float64)) for row in (left, right))
+    cosine = float(left @ right)
+    if cosine < MIN_SIMILARITY:
+        return HOPELESS
+    direction = (left + right) / np.linalg.norm(left + right)
+    hidden = np.maximum(direction @ classifier.projection + classifier.bias, 0)
+    return float(classifier.line[0] * cosine + classifier.line[1] + hidden @ classifier.output)
+
+
+def logits(classifier: PairClassifier, left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float32]:
+    places = np.arange(len(left))
+    cosines = np.einsum("nd,nd->n", left, right).astype(np.float32)
+    return classifier.logits(cosines, classifier.project(left), classifier.project(right), places, places)
+
+
+def test_logits_equal_the_slow_twin(classifier: PairClassifier) -> None:
+    left, right = unit_rows(500, seed=2), unit_rows(500, seed=3)
+    expected = [slow_logit(classifier, a, b) for a, b in zip(left, right, strict=True)]
+    np.testing.assert_allclose(logits(classifier, left, right), expected, atol=2e-4)
+
+
+def test_a_pair_and_its_reverse_have_the_same_logit(classifier: PairClassifier) -> None:
+    left, right = unit_rows(200, seed=2), unit_rows(200, seed=3)
+    np.testing.assert_array_equal(logits(classifier, left, right), logits(classifier, right, left))
+
+
+def test_many_pairs_at_once_score_as_one_by_one(classifier: PairClassifier) -> None:
+    """Pairs are worked on in parts; where a part ends makes no difference."""
+    rows = unit_rows(40)
+    projected = classifier.project(rows)
+    left, right = np.random.default_rng(5).integers(0, 40, (2, 70_000))
+    cosines = np.einsum("nd,nd->n", rows[left], rows[right])
+    together = classifier.logits(cosines, projected, projected, left, right)
+    some = np.r_[0:20, 65_530:65_540, 69_990:70_000]
+    alone = [classifier.logits(cosines[[i]], projected, projected, left[[i]], right[[i]])[0] for i in some]
+    np.testing.assert_allclose(together[some], alone, atol=1e-4)
+
+
+def test_codes_are_projected_like_the_embeddings_they_stand_for(classifier: PairClassifier) -> None:
+    rows = unit_rows(50)
+    codes = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    np.testing.assert_allclose(classifier.project(codes), classifier.project(rows), atol=0.05)
+
+
+def test_a_code_of_zeros_is_projected_to_zeros(classifier: PairClassifier) -> None:
+    assert not classifier.project(np.zeros((2, DIM), np.int8)).any()
+
+
+def test_pairs_far_apart_are_hopeless(classifier: PairClassifier) -> None:
+    row = unit_rows(1)
+    assert logits(classifier, row, -row)[0] == np.float32(HOPELESS)
+
+
+def test_a_classifier_is_read_as_it_was_written(classifier: PairClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "pair_classifier.npz"
+    path.write_bytes(classifier_bytes(classifier))
+    assert read_classifier(path, embedder_digest=DIGEST).digest == classifier.digest
+
+
+def test_another_embedders_classifier_is_refused(classifier: PairClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "pair_classifier.npz"
+    path.write_bytes(classifier_bytes(classifier))
+    with pytest.raises(EmbedderError, match="was trained on embedder abababababab, not on cdcdcdcdcdcd"):
+        read_classifier(path, embedder_digest="cd" * 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY" + bytes(50)])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "pair_classifier.npz"
+    path.write_bytes(content)
+    with pytest.raises(EmbedderError, match=r"pair_classifier\.npz is no pair classifier"):
+        read_classifier(path, embedder_digest=DIGEST)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "pair_classifier.npz"
+    np.savez(path, projection=np.array([object()]))
+    with pytest.raises(EmbedderError, match="is no pair classifier"):
+        read_classifier(path, embedder_digest=DIGEST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": np.zeros(HIDDEN + 1, np.float32)},
+        {"output": np.full(HIDDEN, np.nan, np.float32)},
+        {"line": np.zeros(3, np.float32)},
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(classifier: PairClassifier, change: dict[str, Any]) -> None:
+    with pytest.raises(ClassifierError):
+        replace(classifier, **change)
