@@ -15,6 +15,7 @@ SUMMARIES = {
     "codec": "Variable-byte decoding beside pyfastpfor's.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
+    "scoring": "Pairs a second through the pair classifier and a calibration.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
 }
 

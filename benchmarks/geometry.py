@@ -67,7 +67,7 @@ def hardest_pairs(photos: Sequence[Path], num: int, *, embedder: str) -> list[tu
         here = same[(same[:, 0] >= first_row) & (same[:, 0] < first_row + len(scores))]
         scores[here[:, 0] - first_row, here[:, 1]] = -np.inf
 
-    found = highest_false_pairs(rows, rows, hide=hide, num_kept=num)
+    found = highest_false_pairs(rows, rows, scorer=descriptor.scorer, hide=hide, num_kept=num)
     return list(zip(found.rows.tolist(), found.others.tolist(), strict=True))
 
 

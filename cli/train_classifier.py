@@ -22,8 +22,8 @@ HELP = """\
 Train the pair classifier of an embedder on the photos below PHOTOS and write an embedder directory that has both.
 
 A quarter of the sources (sub-folders; of the photos where there are few) is held out, or the photos of --judge-on are
-taken instead. The classifier must find more of their edits at 99 % precision than the cosine does, with 95 % confidence;
-otherwise nothing is written.
+taken instead. The classifier must find more of their edits at 99 % precision than the cosine does, with 95 %
+confidence; otherwise nothing is written.
 
 --labels takes pairs labelled by `neardup label-pairs`, --human-labels pairs that people judged, which weigh ten times
 as much; both are CSVs with the columns a,b,label.

@@ -72,7 +72,9 @@ def test_the_mean_of_the_members_is_the_classifier() -> None:
 
 def test_it_learns_a_threshold_that_depends_on_the_region() -> None:
     """Where one threshold on the cosine cannot be right everywhere, the classifier is right more often."""
-    scorer = PairScorer(train_classifier(two_regions(0), replace(SETTINGS, epochs=25, learning_rate=1e-2), embedder_digest=""))
+    scorer = PairScorer(
+        train_classifier(two_regions(0), replace(SETTINGS, epochs=25, learning_rate=1e-2), embedder_digest="")
+    )
     unseen = two_regions(1)
     left, right = unseen.rows[unseen.left], unseen.rows[unseen.right]
     right_share = np.mean((scorer.pairs(left, right) > 0) == unseen.is_same)
