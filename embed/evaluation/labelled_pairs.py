@@ -1,8 +1,8 @@
 """Pairs of images that people or a labeller judged: a CSV with the columns `a,b,label`, and its scores.
 
-The format is that of Pinterest's released near-duplicate pairs. `label` is 1 for a near-duplicate and 0 for none, and
-rows labelled `unsure` are passed over; other columns are ignored, but `kind` groups the figures. Without any 0 in the
-file, all pairs of its images that the 1s do not link, directly or through others, count as different.
+The format is that of Pinterest's released near-duplicate pairs. `label` is 1 for a near-duplicate and 0 for none; a row
+labelled `unsure` counts as neither. Other columns are ignored, but `kind` groups the figures. Without any 0 in the file,
+all pairs of its images that the 1s and the unsure ones do not link, directly or through others, count as different.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MAX_ROWS: Final = 10_000_000
 class LabelledPairs:
     """`left` and `right` `(n,)` are positions in `images`; `kind` `(n,)` positions in `kinds`.
 
-    With `are_complete` every unlinked pair of the images is a different one, else only the pairs labelled so.
+    With `are_complete` every unlinked pair of the images is a different one, else only the pairs labelled so. `unsure`
+    `(k, 2)` links positions too, but is no true pair.
     """
 
     images: tuple[Path, ...]
@@ -44,6 +45,7 @@ class LabelledPairs:
     is_same: NDArray[np.bool_]
     kinds: tuple[str, ...]
     kind: NDArray[np.int64]
+    unsure: NDArray[np.int64]
 
     @property
     def are_complete(self) -> bool:
@@ -56,6 +58,7 @@ def read_labelled_pairs(path: Path, *, images: Path) -> LabelledPairs:
     position: dict[Path, int] = {}
     kind_position: dict[str, int] = {}
     rows: list[tuple[int, int, bool, int]] = []
+    unsure: list[tuple[Path, Path]] = []
     for where, row, left, right in _rows(path, images.resolve(), columns=("a", "b", "label")):
         label = (row["label"] or "").strip()
         if label not in LABELS:
@@ -64,6 +67,7 @@ def read_labelled_pairs(path: Path, *, images: Path) -> LabelledPairs:
             )
         is_same = LABELS[label]
         if is_same is None:
+            unsure.append((left, right))
             continue
         kind = kind_position.setdefault((row.get("kind") or "pairs").strip(), len(kind_position))
         first, second = (position.setdefault(image, len(position)) for image in (left, right))
@@ -78,6 +82,10 @@ def read_labelled_pairs(path: Path, *, images: Path) -> LabelledPairs:
         is_same=table[:, 2].astype(bool),
         kinds=tuple(kind_position),
         kind=table[:, 3],
+        unsure=np.array(
+            [(position[left], position[right]) for left, right in unsure if left in position and right in position],
+            np.int64,
+        ).reshape(-1, 2),
     )
 
 
@@ -135,6 +143,7 @@ def readable_pairs(pairs: LabelledPairs, readable: Set[Path]) -> LabelledPairs:
         is_same=pairs.is_same[kept],
         kinds=pairs.kinds,
         kind=pairs.kind[kept],
+        unsure=new_position[pairs.unsure[is_readable[pairs.unsure].all(axis=1)]],
     )
 
 
@@ -213,7 +222,7 @@ def _linked_groups(pairs: LabelledPairs, same: Sequence[tuple[int, int]]) -> NDA
         return image
 
     labelled = zip(pairs.left[pairs.is_same].tolist(), pairs.right[pairs.is_same].tolist(), strict=True)
-    for left, right in (*labelled, *same):
+    for left, right in (*labelled, *pairs.unsure.tolist(), *same):
         low, high = sorted((root(left), root(right)))
         parent[high] = low
     return np.array([root(image) for image in range(len(parent))])

@@ -51,6 +51,15 @@ def test_pairs_labelled_unsure_are_passed_over(tmp_path: Path) -> None:
     ]
 
 
+def test_an_unsure_pair_is_no_false_pair_of_a_complete_file(tmp_path: Path) -> None:
+    """Where all unlinked pairs are different, a pair that nobody could decide is left out instead."""
+    lines = ("a,b,label", "a1,a2,1", "b1,b2,1")
+    angles = rows(0, 1, 3, 90)
+    false = score_labels(angles, read(tmp_path, *lines)).false_scores
+    decided = score_labels(angles, read(tmp_path, *lines, "a1,b1,unsure")).false_scores
+    assert (len(false), len(decided)) == (4, 0)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
