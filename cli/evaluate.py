@@ -64,6 +64,13 @@ class Evaluated:
     help="Repeat to choose several; cosine: the embedder without its pair classifier.",
 )
 @click.option(
+    "--orientations",
+    type=click.Choice(["1", "4", "8"]),
+    default="1",
+    show_default=True,
+    help="Ask in so many turns and mirror images of each edit; costs as many times more.",
+)
+@click.option(
     "--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Of the table by kind."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -81,6 +88,7 @@ def command(
     edits: str,
     embedder: str,
     names: tuple[str, ...],
+    orientations: str,
     precision: float,
     seed: int,
     report: Path | None,
@@ -119,6 +127,7 @@ def command(
             num_distractors=num_distractors,
             edits=edits,
             embedder=embedder,
+            num_orientations=int(orientations),
             precisions=precisions,
             seed=seed,
             num_worst=num_worst,
@@ -157,13 +166,16 @@ def _evaluate_edits(
     num_distractors: int,
     edits: str,
     embedder: str,
+    num_orientations: int,
     precisions: Sequence[float],
     seed: int,
     num_worst: int,
 ) -> Evaluated:
-    from embed.evaluation.descriptors import load_descriptors
+    from embed.embedder import describe_embedder
+    from embed.evaluation.descriptors import EmbedderDescriptor, load_descriptors
     from embed.evaluation.edits import EDIT_SETS
     from embed.evaluation.evaluation import evaluate
+    from embed.evaluation.orientations import OrientedDescriptor
     from embed.evaluation.planted import (
         describe_planted,
         draw_distractors,
@@ -179,7 +191,12 @@ def _evaluate_edits(
     others, rejected_others = readable_images(drawn) if drawn else ([], [])
     everything = [*paths, *others]
     same = same_pictures(everything)
-    descriptors = load_descriptors(names, embedder=embedder)
+    descriptors = [
+        OrientedDescriptor(descriptor, num_orientations, describe_embedder(embedder).dim)
+        if num_orientations > 1 and isinstance(descriptor, EmbedderDescriptor)
+        else descriptor
+        for descriptor in load_descriptors(names, embedder=embedder)
+    ]
     planted_edits = EDIT_SETS[edits]
     described = describe_planted(descriptors, paths, others, edits=planted_edits, seed=seed)
     notes = []

@@ -1,8 +1,8 @@
 """Pairs of images that people or a labeller judged: a CSV with the columns `a,b,label`, and its scores.
 
 The format is that of Pinterest's released near-duplicate pairs. `label` is 1 for a near-duplicate and 0 for none; a row
-labelled `unsure` counts as neither. Other columns are ignored, but `kind` groups the figures. Without any 0 in the file,
-all pairs of its images that the 1s and the unsure ones do not link, directly or through others, count as different.
+labelled `unsure` counts as neither. Other columns are ignored, but `kind` groups the figures. Without any 0 in the
+file, all pairs of its images that the 1s and the unsure ones do not link, directly or through others, are different.
 """
 
 from __future__ import annotations
