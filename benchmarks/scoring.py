@@ -42,7 +42,7 @@ def random_scorer(rng: np.random.Generator) -> PairScorer:
         projection=rng.normal(size=(DIM, HIDDEN)).astype(np.float32),
         bias=rng.normal(size=HIDDEN).astype(np.float32),
         output=rng.normal(size=HIDDEN).astype(np.float32),
-        line=np.float32([20.0, -15.0]),
+        line=np.array([20.0, -15.0], np.float32),
         embedder_digest="00" * 32,
     )
     calibration = Calibration(

@@ -154,7 +154,7 @@ def judge(prepared: PreparedPhotos, classifier: PairClassifier, *, edits: Sequen
     )
     gain, interval = recall_gain(better, base, PRECISION, seed=seed)
     ours, cosine = recall_at(better, PRECISION, seed=seed), recall_at(base, PRECISION, seed=seed)
-    threshold = np.float32([min(ours.point.threshold, 80.0)])
+    threshold = np.array([min(ours.point.threshold, 80.0)], np.float32)
     return {
         "recall": ours.overall,
         "recall of the cosine": cosine.overall,

@@ -95,7 +95,7 @@ class Calibration:
             return self.raw_scores[0]
         low, high = probabilities[above - 1], probabilities[above]
         share = (probability - low) / (high - low)
-        return self.raw_scores[above - 1] + share * (self.raw_scores[above] - self.raw_scores[above - 1])
+        return float(self.raw_scores[above - 1] + share * (self.raw_scores[above] - self.raw_scores[above - 1]))
 
 
 def calibration_bytes(calibration: Calibration) -> bytes:

@@ -193,7 +193,7 @@ def _reliability(predicted: NDArray[np.float64], pairs: _Weighted) -> Reliabilit
     return Reliability(
         predicted=(np.bincount(bins, pairs.weight * predicted, NUM_RELIABILITY_BINS) / total)[used],
         observed=(np.bincount(bins, pairs.weight * pairs.is_true, NUM_RELIABILITY_BINS) / total)[used],
-        weight=weight[used],
+        weight=weight[used].astype(np.float64),
     )
 
 
@@ -245,7 +245,8 @@ def _thresholds_to_try(pairs: ScoredPairs) -> NDArray[np.float32]:
     """Observed scores, ascending, none below the lowest false score kept."""
     scores = np.unique(np.concatenate([pairs.true_scores, pairs.false_scores]))
     scores = scores[scores >= pairs.false_scores.min()]
-    return scores[np.unique(np.linspace(0, len(scores) - 1, MAX_THRESHOLDS).astype(np.int64))]
+    tried: NDArray[np.float32] = scores[np.unique(np.linspace(0, len(scores) - 1, MAX_THRESHOLDS).astype(np.int64))]
+    return tried
 
 
 def _counts_from(

@@ -68,7 +68,8 @@ class DotProduct:
 
     def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """The cosines."""
-        return np.einsum("nd,nd->n", left, right)
+        cosines: NDArray[np.float32] = np.einsum("nd,nd->n", left, right)
+        return cosines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ MIN_SIMILARITY: Final = 0.3
 """Pairs below are different, whatever the network says: it is not trained on them."""
 HOPELESS: Final = -100.0
 _PAIRS_AT_ONCE: Final = 65_536
-_ARRAYS: Final = ("projection", "bias", "output", "line", "embedder_digest")
+_NUMBERS: Final = ("projection", "bias", "output", "line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,8 +102,14 @@ class PairClassifier:
 def classifier_bytes(classifier: PairClassifier) -> bytes:
     """`classifier` as an `.npz` file; equal classifiers give equal bytes."""
     buffer = io.BytesIO()
-    arrays: dict[str, NDArray[Any]] = {name: getattr(classifier, name) for name in _ARRAYS[:-1]}
-    np.savez(buffer, **arrays, embedder_digest=np.frombuffer(classifier.embedder_digest.encode("ascii"), np.uint8))
+    np.savez(
+        buffer,
+        projection=classifier.projection,
+        bias=classifier.bias,
+        output=classifier.output,
+        line=classifier.line,
+        embedder_digest=np.frombuffer(classifier.embedder_digest.encode("ascii"), np.uint8),
+    )
     return buffer.getvalue()
 
 
@@ -113,7 +119,7 @@ def read_classifier(path: Path, *, embedder_digest: str) -> PairClassifier:
         if path.stat().st_size > MAX_BYTES:
             raise ClassifierError(f"more than {MAX_BYTES} bytes")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            given = {name: np.asarray(arrays[name], np.float32) for name in _ARRAYS[:-1]}
+            given = {name: np.asarray(arrays[name], np.float32) for name in _NUMBERS}
             digest = np.asarray(arrays["embedder_digest"], np.uint8).tobytes().decode("ascii")
         classifier = PairClassifier(**given, embedder_digest=digest)
     except Exception as error:

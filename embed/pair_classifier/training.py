@@ -146,7 +146,7 @@ def train_classifier(pairs: TrainingPairs, settings: ClassifierSettings, *, embe
     return PairClassifier(
         projection=np.concatenate([member.projection for member in members], axis=1),
         bias=np.concatenate([member.bias for member in members]),
-        output=np.concatenate([member.output for member in members]) / np.float32(len(members)),
+        output=np.concatenate([member.output / len(members) for member in members]).astype(np.float32),
         line=np.mean([member.line for member in members], axis=0, dtype=np.float32),
         embedder_digest=embedder_digest,
     )

@@ -39,7 +39,7 @@ CALIBRATION = Calibration(
 
 
 def test_probabilities_lie_on_lines_between_the_knots() -> None:
-    probabilities = CALIBRATION.apply(np.float32([-1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
+    probabilities = CALIBRATION.apply(np.array([-1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], np.float32))
     np.testing.assert_allclose(probabilities, [0, 0, 0.2, 0.4, 0.7, 1, 1], atol=1e-6)
     assert probabilities.dtype == np.float32
 
@@ -51,7 +51,7 @@ def test_min_score_is_the_probability_at_the_threshold() -> None:
 @pytest.mark.parametrize("probability", [0.1, 0.4, 0.7, 1.0])
 def test_invert_undoes_apply(probability: float) -> None:
     raw = CALIBRATION.invert(probability)
-    assert math.isclose(float(CALIBRATION.apply(np.float32([raw]))[0]), probability, abs_tol=1e-6)
+    assert math.isclose(float(CALIBRATION.apply(np.array([raw], np.float32))[0]), probability, abs_tol=1e-6)
 
 
 def test_no_raw_score_has_a_probability_above_the_highest() -> None:

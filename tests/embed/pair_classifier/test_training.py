@@ -29,7 +29,8 @@ SETTINGS = ClassifierSettings(hidden=8, num_members=2, epochs=8, learning_rate=5
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit_rows: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit_rows
 
 
 def two_regions(seed: int, *, num: int = 6000) -> TrainingPairs:
@@ -41,7 +42,7 @@ def two_regions(seed: int, *, num: int = 6000) -> TrainingPairs:
     aside -= np.einsum("nd,nd->n", aside, centres)[:, None] * centres
     cosine = rng.uniform(0.5, 1.0, num)
     half = np.arccos(cosine) / 2
-    aside = unit(aside) * np.sin(half)[:, None]
+    aside *= (np.sin(half) / np.linalg.norm(aside, axis=1))[:, None]
     rows = np.concatenate(
         [unit(centres * np.cos(half)[:, None] + aside), unit(centres * np.cos(half)[:, None] - aside)]
     )
