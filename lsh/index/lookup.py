@@ -20,6 +20,7 @@ from lsh.codes import _quantize_rows, pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.index import layout
 from lsh.index.generation import Generation
+from lsh.index.prefetch import prefetch, prefetch_row
 from lsh.probes import ProbePlan, ProbeScratch, probe_plan, probe_scratch, probes, write_probes
 from lsh.rotations import checked_embeddings
 from lsh.sketches import BITS_PER_SKETCH, _sketch_rows, long_sketches, sketch_signs
@@ -29,6 +30,7 @@ MAX_K = 1024
 MAX_POSTINGS = 1 << 15
 MAX_POSTINGS_LIMIT = 1 << 26
 _SKETCH_SIGMAS = 2.8
+_ROWS_AHEAD = 16
 _SLOT_FACTOR = np.uint64(0x9E3779B1)
 _LOW_WORD = np.uint64((1 << 32) - 1)
 
@@ -199,7 +201,7 @@ class HashTables:
                 terms=np.empty(num_probes, dtype=np.uint64),
                 starts=np.empty(num_probes, dtype=np.int64),
                 sizes=np.empty(num_probes, dtype=np.int64),
-                slots=np.full(1 << (2 * self.max_postings - 1).bit_length(), -1, dtype=np.int32),
+                slots=np.empty(max(16, 1 << (2 * self.max_postings - 1).bit_length()), dtype=np.int32),
                 docs=np.empty(self.max_postings, dtype=np.int64),
                 counts=np.empty(self.max_postings, dtype=np.int32),
                 codes=np.empty((1, self.generation.manifest.dim), dtype=np.int8),
@@ -268,34 +270,49 @@ def _lookup_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
         write_probes(rows[row], plan, probe_arrays, scratch.terms)
         _quantize_rows(rows[row : row + 1], scratch.codes)
         _sketch_rows(rows[row : row + 1], signs, scratch.sketch)
-        _find_lists(lists, scratch)
-        num_found = _collect(lists, scratch, max_postings)
+        total_bytes = _find_lists(lists, scratch)
+        num_found = _collect(lists, scratch, total_bytes, max_postings, sketches)
         num_candidates[row] = num_found
         num_near = _keep_near(scratch, num_found, sketches, excluded, max_distance)
         _rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
 
 
 @njit(cache=True, nogil=True)
-def _find_lists(lists: _Lists, scratch: _Scratch) -> None:
-    """Where the list of each probe starts and how many bytes it has; bytes that are not there count as none."""
-    buckets_per_part = np.uint64(1) << np.uint64(lists.bits_per_part)
+def _find_lists(lists: _Lists, scratch: _Scratch) -> int:
+    """Where the list of each probe starts and how many bytes it has; returns the bytes of all.
+
+    Bytes that are not there, in a damaged file, count as none.
+    """
     for i in range(scratch.terms.size):
-        part = scratch.terms[i] >> np.uint64(lists.bits_per_part)
-        place = part * (buckets_per_part + np.uint64(1)) + (scratch.terms[i] & (buckets_per_part - np.uint64(1)))
-        start, end = np.int64(lists.offsets[place]), np.int64(lists.offsets[place + np.uint64(1)])
-        scratch.starts[i] = np.int64(lists.part_starts[part]) + start
-        is_sound = start <= end and 0 <= scratch.starts[i] <= lists.postings.size - (end - start)
-        scratch.sizes[i] = end - start if is_sound else 0
+        prefetch(lists.offsets, _place_of(scratch.terms[i], lists.bits_per_part))
+    total = 0
+    for i in range(scratch.terms.size):
+        place = _place_of(scratch.terms[i], lists.bits_per_part)
+        offset, end = np.int64(lists.offsets[place]), np.int64(lists.offsets[place + 1])
+        start = np.int64(lists.part_starts[scratch.terms[i] >> np.uint64(lists.bits_per_part)]) + offset
+        size = end - offset
+        is_sound = size >= 0 and 0 <= start <= lists.postings.size - size
+        scratch.starts[i], scratch.sizes[i] = start, size if is_sound else 0
+        total += scratch.sizes[i]
+        prefetch(lists.postings, start)
+    return total
 
 
 @njit(cache=True, nogil=True)
-def _collect(lists: _Lists, scratch: _Scratch, max_postings: int) -> int:
-    """Distinct docs of all lists and how many lists hold each; returns their number."""
+def _place_of(term: np.uint64, bits_per_part: int) -> int:
+    """Where the offset of a term's list stands: every part has one offset more than buckets."""
+    return np.int64(term + (term >> np.uint64(bits_per_part)))
+
+
+@njit(cache=True, nogil=True)
+def _collect(lists: _Lists, scratch: _Scratch, total_bytes: int, max_postings: int, sketches: NDArray[np.uint64]) -> int:
+    """Distinct docs of all lists and how many lists hold each, by open addressing; returns their number."""
     num_found, num_left = 0, max_postings
-    slot_bits = 0
-    while 1 << slot_bits < scratch.slots.size:
+    slot_bits = 4
+    while 1 << slot_bits < 2 * min(total_bytes, max_postings):
         slot_bits += 1
-    last_slot = scratch.slots.size - 1
+    last_slot = (1 << slot_bits) - 1
+    scratch.slots[: last_slot + 1] = -1
     for i in range(scratch.terms.size):
         position, end = scratch.starts[i], scratch.starts[i] + scratch.sizes[i]
         doc = np.int64(0)
@@ -313,26 +330,17 @@ def _collect(lists: _Lists, scratch: _Scratch, max_postings: int) -> int:
                 break
             num_left -= 1
             slot = _first_slot(doc, slot_bits)
-            while True:
-                place = scratch.slots[slot]
-                if place < 0:
-                    scratch.slots[slot] = num_found
-                    scratch.docs[num_found] = doc
-                    scratch.counts[num_found] = 1
-                    num_found += 1
-                    break
-                if scratch.docs[place] == doc:
-                    scratch.counts[place] += 1
-                    break
+            while scratch.slots[slot] >= 0 and scratch.docs[scratch.slots[slot]] != doc:
                 slot = (slot + 1) & last_slot
-    if num_found > scratch.slots.size >> 3:
-        scratch.slots[:] = -1
-        return num_found
-    for i in range(num_found - 1, -1, -1):
-        slot = _first_slot(scratch.docs[i], slot_bits)
-        while scratch.slots[slot] != i:
-            slot = (slot + 1) & last_slot
-        scratch.slots[slot] = -1
+            place = scratch.slots[slot]
+            if place >= 0:
+                scratch.counts[place] += 1
+                continue
+            prefetch(sketches.reshape(-1), doc * sketches.shape[1])
+            scratch.slots[slot] = num_found
+            scratch.docs[num_found] = doc
+            scratch.counts[num_found] = 1
+            num_found += 1
     return num_found
 
 
@@ -378,7 +386,11 @@ def _rank(  # noqa: PLR0917 - numba kernels take their arrays one by one
     query = scratch.codes[0]
     square, _ = _dots(query, query)
     num_kept, k = 0, docs.size
+    for i in range(min(num_near, _ROWS_AHEAD)):
+        prefetch_row(codes, scratch.docs[i])
     for i in range(num_near):
+        if i + _ROWS_AHEAD < num_near:
+            prefetch_row(codes, scratch.docs[i + _ROWS_AHEAD])
         doc = scratch.docs[i]
         product, doc_square = _dots(query, codes[doc])
         squares = np.float64(square) * np.float64(doc_square)
