@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
+    "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
 }
 
@@ -35,6 +36,7 @@ The usual flow:
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
+  neardup index build --promote               an index of the newest clusters, for lookups
 
 \b
 Every option of COMMAND can also be set in the environment as
@@ -112,6 +114,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
+        lsh.GenerationError: ExitCode.WORKSPACE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
 

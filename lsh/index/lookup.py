@@ -305,7 +305,9 @@ def _place_of(term: np.uint64, bits_per_part: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _collect(lists: _Lists, scratch: _Scratch, total_bytes: int, max_postings: int, sketches: NDArray[np.uint64]) -> int:
+def _collect(
+    lists: _Lists, scratch: _Scratch, total_bytes: int, max_postings: int, sketches: NDArray[np.uint64]
+) -> int:
     """Distinct docs of all lists and how many lists hold each, by open addressing; returns their number."""
     num_found, num_left = 0, max_postings
     slot_bits = 4
