@@ -196,7 +196,7 @@ class Generation:
         for name, size in expected.items():
             if self._arrays[name].size != size:
                 raise GenerationError(
-                    f"{self.folder / name} holds {self._arrays[name].size} values, the manifest's counts ask for {size}; "
+                    f"{self.folder / name} holds {self._arrays[name].size} values, the manifest asks for {size}; "
                     f"it belongs to another generation, build the index again"
                 )
         for starts, data in (

@@ -1,7 +1,7 @@
 """The arrays of a generation: one file each, raw little-endian, with the name, type and shape in one place.
 
-`docs/index-format.md` explains them to readers. A part is a range of buckets of one table; within it a bucket's postings
-are found by an offset of 32 bits, so offsets stay small while a corpus may grow.
+`docs/index-format.md` explains them to readers. A part is a range of buckets of one table; within it a bucket's
+postings are found by an offset of 32 bits, so offsets stay small while a corpus may grow.
 """
 
 from __future__ import annotations

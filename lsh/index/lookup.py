@@ -1,8 +1,8 @@
 """Lookups in the hash tables of a generation: an embedding in, its most similar docs out.
 
-For each query, in one kernel call for the whole batch: probes -> posting lists -> distinct docs -> those whose sketch is
-near enough -> exact cosine of the codes -> the best k. Work for one query is bounded by `max_postings`, so a bucket that
-a million copies of one meme share costs no more than any other.
+For each query, in one kernel call for the whole batch: probes -> posting lists -> distinct docs -> those whose sketch
+is near enough -> exact cosine of the codes -> the best k. Work for one query is bounded by `max_postings`, so a bucket
+that a million copies of one meme share costs no more than any other.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Found:
     """The best docs of each of `n` queries.
 
     `docs` `(n, k)` int64, -1 where there are fewer; `similarities` `(n, k)` float32 descending, on a tie the lower doc
-    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc; `num_candidates` `(n,)` int64, distinct docs
-    that the probes hold.
+    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc; `num_candidates` `(n,)` int64, distinct
+    docs that the probes hold.
     """
 
     docs: NDArray[np.int64]

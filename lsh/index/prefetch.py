@@ -1,4 +1,4 @@
-"""Asking the processor for memory before it is needed: postings, sketches and codes lie at random places of large files.
+"""Asking the processor for memory before it is needed: postings, sketches and codes lie at random places of files.
 
 A lookup knows which rows it will read long before it reads them; without asking it would wait some 100 ns for each.
 """

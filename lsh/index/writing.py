@@ -111,7 +111,7 @@ class GenerationWriter:
         self._has_image_ids = True
 
     def _order_of_image_ids(self, starts: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Docs in the order of their image ids; a sort in memory that ids in order, as a catalogue gives them, spare."""
+        """Docs in the order of their image ids, sorted in memory; ids in order, as a catalogue has them, need none."""
         text = (self.folder / layout.IMAGE_IDS).read_bytes()
         texts = [text[start:end] for start, end in pairwise(starts.tolist())]
         order = sorted(range(len(texts)), key=texts.__getitem__)

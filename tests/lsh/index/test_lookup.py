@@ -56,7 +56,7 @@ def test_lookups_equal_their_slow_twin(
     max_postings: int,
     excludes: bool,
 ) -> None:
-    """Docs, similarities, shared terms and candidates are those of plain Python lists, for any k, bound and threshold."""
+    """Docs, similarities, shared terms and candidates are those of plain Python lists, for any k and bounds."""
     rng = np.random.default_rng(seed)
     rows = corpus.embeddings[rng.integers(0, len(corpus.embeddings), 3)]
     queries = (rows + noise * rng.standard_normal(rows.shape)).astype(np.float32)
