@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import embedding_rows
@@ -135,7 +137,7 @@ def write_generation(folder: Path, run: IndexedRun, spec: GenerationSpec) -> Man
     return writer.finish()
 
 
-def _add_embeddings(writer: GenerationWriter, run: IndexedRun, num_docs: int) -> np.ndarray:
+def _add_embeddings(writer: GenerationWriter, run: IndexedRun, num_docs: int) -> NDArray[np.bool_]:
     """Hash all embeddings in threads, a bounded number of batches at a time; returns which docs have one."""
     is_embedded = np.zeros(num_docs, dtype=np.bool_)
     num_threads = num_cores()
@@ -161,12 +163,12 @@ def _texts(chunk: pa.Array) -> Iterator[str]:
         yield from chunk.slice(start, DOCS_PER_BATCH).to_pylist()
 
 
-def _inputs(workspace: Workspace, step: str, key: str) -> dict[str, object]:
+def _inputs(workspace: Workspace, step: str, key: str) -> dict[str, Any]:
     return _step_inputs(workspace.steps_folder / f"{step}-{key}" / "commit.json")
 
 
-def _step_inputs(commit: Path) -> dict[str, object]:
-    inputs: dict[str, object] = read_json(commit)["inputs"]
+def _step_inputs(commit: Path) -> dict[str, Any]:
+    inputs: dict[str, Any] = read_json(commit)["inputs"]
     return inputs
 
 

@@ -16,7 +16,7 @@ from lsh.terms import TermParams
 MAX_DOCS = (1 << 32) - 2
 MAX_BITS_PER_TERM = 32
 MAX_BITS_PER_PART = 16
-WORDS_PER_SKETCH = 2
+WORDS_PER_SKETCH = 4
 
 CODES = "codes.bin"
 SKETCHES = "sketches.bin"

@@ -29,7 +29,7 @@ from lsh.variable_byte import decode_sorted
 MAX_K = 1024
 MAX_POSTINGS = 1 << 15
 MAX_POSTINGS_LIMIT = 1 << 26
-_SKETCH_SIGMAS = 2.8
+_SKETCH_SIGMAS = 2.5
 _ROWS_AHEAD = 16
 _SLOT_FACTOR = np.uint64(0x9E3779B1)
 _LOW_WORD = np.uint64((1 << 32) - 1)
@@ -90,9 +90,9 @@ class HashTables:
             dim=manifest.dim, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed
         )
         self._lists = _Lists(
-            part_starts=generation.array(layout.PART_STARTS),  # type: ignore[arg-type]
-            offsets=generation.array(layout.POSTING_OFFSETS),  # type: ignore[arg-type]
-            postings=generation.array(layout.POSTINGS),  # type: ignore[arg-type]
+            part_starts=generation.array(layout.PART_STARTS),
+            offsets=generation.array(layout.POSTING_OFFSETS),
+            postings=generation.array(layout.POSTINGS),
             bits_per_part=generation.parts.bits_per_part,
             num_docs=manifest.num_docs,
         )
@@ -225,13 +225,13 @@ class HashTables:
 
 
 def max_sketch_distance(min_similarity: float) -> int:
-    """The largest Hamming distance of two 128-bit sketches at which a cosine of `min_similarity` is still likely.
+    """The largest Hamming distance of two 256-bit sketches at which a cosine of `min_similarity` is still likely.
 
-    Bits differ with probability `p = acos(similarity) / pi`; 2.8 standard deviations above the mean of a binomial keep
-    99.7 % of the pairs at the very threshold.
+    Bits differ with probability `p = acos(similarity) / pi`; 2.5 standard deviations above the mean of a binomial keep
+    99.4 % of the pairs at the very threshold.
 
     >>> max_sketch_distance(0.79), max_sketch_distance(-1.0)
-    (39, 128)
+    (70, 256)
     """
     num_bits = layout.WORDS_PER_SKETCH * BITS_PER_SKETCH
     share = math.acos(min_similarity) / math.pi
@@ -299,7 +299,7 @@ def _find_lists(lists: _Lists, scratch: _Scratch) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _place_of(term: np.uint64, bits_per_part: int) -> int:
+def _place_of(term: np.uint64, bits_per_part: int) -> np.int64:
     """Where the offset of a term's list stands: every part has one offset more than buckets."""
     return np.int64(term + (term >> np.uint64(bits_per_part)))
 
@@ -347,7 +347,7 @@ def _collect(
 
 
 @njit(cache=True, nogil=True)
-def _first_slot(doc: int, slot_bits: int) -> int:
+def _first_slot(doc: int, slot_bits: int) -> np.int64:
     """The highest bits of a product: numba widens 32-bit products to 64 bits, so the word is cut first."""
     return np.int64((np.uint64(doc) * _SLOT_FACTOR & _LOW_WORD) >> np.uint64(32 - slot_bits))
 
@@ -370,7 +370,7 @@ def _keep_near(
         # Storing first and counting after keeps the loop free of a branch that nobody can predict.
         scratch.docs[num_near] = doc
         scratch.counts[num_near] = scratch.counts[i]
-        num_near += np.int64(distance) <= max_distance and not (excluded.size > 0 and excluded[doc])
+        num_near += int(distance) <= max_distance and not (excluded.size > 0 and excluded[doc])
     return num_near
 
 
@@ -412,7 +412,7 @@ def _rank(  # noqa: PLR0917 - numba kernels take their arrays one by one
 
 @njit(cache=True, nogil=True)
 def _is_better(similarity: np.float32, doc: int, other_similarity: np.float32, other_doc: int) -> bool:
-    return similarity > other_similarity or (similarity == other_similarity and doc < other_doc)
+    return bool(similarity > other_similarity or (similarity == other_similarity and doc < other_doc))
 
 
 @njit(cache=True, nogil=True)

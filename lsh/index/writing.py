@@ -128,13 +128,13 @@ class GenerationWriter:
         all_canonicals[members] = canonicals
         self._write(layout.CANONICALS, all_canonicals)
         order = np.lexsort((members != canonicals, canonicals))
-        members, canonicals = members[order], canonicals[order].astype(np.uint64)
-        first = np.flatnonzero(starts_of_runs(canonicals)) if members.size else np.empty(0, dtype=np.int64)
-        if not np.array_equal(members[first], canonicals[first]):
+        first = np.flatnonzero(starts_of_runs(canonicals[order].astype(np.uint64)))
+        heads = canonicals[order[first]]
+        if not np.array_equal(members[order[first]], heads):
             raise ParameterError("a cluster lacks its canonical; give the canonical as a member of itself")
-        self._write(layout.CLUSTER_CANONICALS, canonicals[first])
+        self._write(layout.CLUSTER_CANONICALS, heads)
         self._write(layout.CLUSTER_STARTS, np.append(first, members.size))
-        self._write(layout.CLUSTER_MEMBERS, members)
+        self._write(layout.CLUSTER_MEMBERS, members[order])
         self._num_clusters = int(first.size)
 
     def finish(self) -> Manifest:

@@ -76,13 +76,14 @@ def commit_run(workspace: Path, *, num_files: int = 1, min_score: float = 0.8) -
             rows = np.random.default_rng(num_files).permutation(len(table)) if num_files > 1 else np.arange(len(table))
             return [part.tolist() for part in np.array_split(rows, num_files)]
 
-        def write(name: str, table: pa.Table, parts: Sequence[Sequence[int]]) -> Any:
-            return lambda folder: write_parts(folder / name, table, parts) or {}
-
         def commit(
-            name: str, inputs: dict[str, Any], table: str, rows: pa.Table, parts: Sequence[Sequence[int]]
+            step: str, inputs: dict[str, Any], name: str, table: pa.Table, parts: Sequence[Sequence[int]]
         ) -> str:
-            return opened.step(name, inputs=inputs, write=write(table, rows, parts), tables=(table,)).key
+            def write(folder: Path) -> dict[str, Any]:
+                write_parts(folder / name, table, parts)
+                return {}
+
+            return opened.step(step, inputs=inputs, write=write, tables=(name,)).key
 
         none = pa.table({"doc": pa.array([], pa.int64())})
         terms = TermParams(num_tables=24, dim=DIM, polytope_dim=32, seed=5)

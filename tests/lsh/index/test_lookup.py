@@ -177,4 +177,4 @@ def test_sketch_distances_grow_as_similarity_falls() -> None:
 
     assert distances == sorted(distances)
     assert distances[0] == 0
-    assert distances[-1] == 128
+    assert distances[-1] == 256

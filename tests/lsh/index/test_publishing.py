@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lsh.errors import GenerationError
-from lsh.index import layout, publishing
+from lsh.index import layout
 from lsh.index.generation import read_manifest
 from lsh.index.publishing import (
     collect_garbage,
@@ -159,7 +160,7 @@ def test_the_pointer_is_replaced_in_one_step(index: Path, monkeypatch: pytest.Mo
     def crash(_: Path) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(publishing.os, "fsync", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="the disk is gone"):
         promote(index, second)
     monkeypatch.undo()
