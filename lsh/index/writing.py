@@ -6,6 +6,7 @@ after the other is then sorted into posting lists.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ class GenerationWriter:
         num_docs, dim = spec.num_docs, spec.term_params.dim
         self._codes = self._create(layout.CODES, (num_docs, dim))
         self._sketches = self._create(layout.SKETCHES, (num_docs, layout.WORDS_PER_SKETCH))
-        self._terms: NDArray[np.uint32] = np.memmap(
-            folder / _TERMS_SCRATCH, dtype="<u4", mode="w+", shape=(spec.term_params.num_tables, num_docs)
+        self._terms: NDArray[np.uint32] = _map_new(
+            folder / _TERMS_SCRATCH, np.dtype("<u4"), (spec.term_params.num_tables, num_docs)
         )
         self._is_hashed = np.zeros(num_docs, dtype=np.bool_)
         self._num_clusters: int | None = None
@@ -192,7 +193,7 @@ class GenerationWriter:
         return int(self._is_hashed.sum()) * parts.num_tables
 
     def _create(self, name: str, shape: tuple[int, ...]) -> Any:
-        return np.memmap(self.folder / name, dtype=layout.DTYPES[name], mode="w+", shape=shape)
+        return _map_new(self.folder / name, layout.DTYPES[name], shape)
 
     def _write(self, name: str, values: NDArray[Any]) -> None:
         values.astype(layout.DTYPES[name]).tofile(self.folder / name)
@@ -208,6 +209,17 @@ class GenerationWriter:
             raise ParameterError(
                 f"docs hold {int(docs.min())}..{int(docs.max())}, out of range 0..{self.spec.num_docs - 1}"
             )
+
+
+def _map_new(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """A new file of zeros, mapped to be written; its blocks are claimed at once, so a full disk is an error here."""
+    size_bytes = dtype.itemsize * math.prod(shape)
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        else:
+            file.truncate(size_bytes)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
 
 def _ranges(counts: NDArray[np.int64], buckets_per_part: int) -> Iterable[tuple[int, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -170,6 +172,19 @@ def test_a_workspace_without_clusters_is_refused(tmp_path: Path) -> None:
     """The message says what to run first."""
     with Workspace(tmp_path) as workspace, pytest.raises(WorkspaceError, match="run `neardup dedup`"):
         build_index(workspace)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space is claimed before anything is mapped, so a full disk is an operator's error; what was begun is removed."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    commit_run(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with Workspace(tmp_path) as workspace, pytest.raises(WorkspaceError, match=r"the disk .* is full"):
+        build_index(workspace)
+    assert list((index_folder(tmp_path) / "generations").iterdir()) == []
 
 
 def test_the_module_is_a_door_of_its_own(generation: Generation, tmp_path: Path) -> None:
