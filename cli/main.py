@@ -21,6 +21,7 @@ COMMANDS = {
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "train-classifier": ("cli.train_classifier", "Train the second stage that looks at a pair, on your own photos."),
     "calibrate": ("cli.calibrate", "Turn scores into probabilities and choose the threshold for a precision."),
+    "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "models": ("cli.models", "Say which models there are, and what each was trained on."),
 }
@@ -40,6 +41,7 @@ The usual flow:
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
   neardup models list                         which models there are, and where they come from
+  neardup index build --promote               an index of the newest clusters, for lookups
 
 \b
 Every option of COMMAND can also be set in the environment as
@@ -120,6 +122,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.LineageError: ExitCode.MODEL,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
+        lsh.GenerationError: ExitCode.WORKSPACE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
 
