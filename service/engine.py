@@ -85,9 +85,7 @@ class Engine:
     def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float | None) -> tuple[str, list[Answer]]:
         """The generation's id and the matches of each of `(n, dim)` float32 unit rows."""
         served = self._served
-        return served.generation.manifest.generation_id, served.lookup(
-            embeddings, k=k, min_score=_or_default(min_score, served)
-        )
+        return served.generation_id, served.lookup(embeddings, k=k, min_score=_or_default(min_score, served))
 
     def lookup_known(self, image_id: str, *, k: int, min_score: float | None) -> tuple[str, Answer]:
         """The matches of a known image without itself; raises UnknownImage."""
@@ -97,7 +95,7 @@ class Engine:
             raise _unknown(image_id)
         answer = served.lookup(embedding[None], k=k + 1, min_score=_or_default(min_score, served))[0]
         others = tuple(match for match in answer.matches if match.image_id != image_id)[:k]
-        return served.generation.manifest.generation_id, replace(answer, matches=others)
+        return served.generation_id, replace(answer, matches=others)
 
     def register(self, image_id: str, embedding: NDArray[np.float32]) -> tuple[Registered, Future[None]]:
         """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image."""
@@ -121,7 +119,7 @@ class Engine:
         check_image_id(image_id)
         with self._changing:
             served = self._served
-            generation_id = served.generation.manifest.generation_id
+            generation_id = served.generation_id
             if _is_registered(served, image_id, embedding):
                 known = LookedUpOrRegistered(Answer((), 0), True, served.canonical_of(image_id), generation_id)
                 return known, self._once_told(lambda: self._served.is_known(image_id))
@@ -145,7 +143,7 @@ class Engine:
     def cluster(self, image_id: str, *, limit: int, page_token: str) -> tuple[ClusterPage, str]:
         """A page of the cluster of an image and the token of the next; raises UnknownImage, GenerationChanged."""
         served = self._served
-        generation_id = served.generation.manifest.generation_id
+        generation_id = served.generation_id
         offset = _offset(page_token, generation_id)
         if not served.is_known(image_id):
             raise _unknown(image_id)
@@ -181,7 +179,7 @@ class Engine:
             finally:
                 self._changes_since_switch_began = None
             self.log.forget(self._forgettable(old, new, contained), until_seq=last_seq)
-            return Switched(new.generation.manifest.generation_id, old.generation.manifest.generation_id)
+            return Switched(new.generation_id, old.generation_id)
 
     def close(self) -> None:
         """Write what is waiting and close the log."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 
 import numpy as np
@@ -65,6 +66,8 @@ class Served:
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
+        self.generation_id = generation.manifest.generation_id  # the manifest computes it anew each time
+        self.created_at = datetime.fromisoformat(generation.manifest.created_at)
         self.uploads = Uploads(generation)
         self._tables = HashTables(generation)
 
