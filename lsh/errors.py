@@ -2,7 +2,8 @@
 
 LshError
 ├── ParameterError     parameters or arrays that no kernel can work with
-└── FormatError        bytes that are not what they claim to be: truncated, damaged, or of an unknown version
+├── FormatError        bytes that are not what they claim to be: truncated, damaged, or of an unknown version
+└── GenerationError    an index generation that cannot be opened, trusted, found or published
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class ParameterError(LshError, ValueError):
 
 class FormatError(LshError, ValueError):
     """Bytes that are truncated, damaged, or written by another format or version."""
+
+
+class GenerationError(LshError):
+    """An index generation with a missing, truncated, damaged or foreign file, or one that is not there."""

@@ -88,6 +88,39 @@ def rotate_lanes(lanes: NDArray[np.float32], signs: NDArray[np.float32], rotated
         _hadamard(rotated)
 
 
+def rotations_in_lanes(signs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The signs `(num_rotations, 3, dim)` for `rotate_row`: `(num_groups, 3, dim * 16)`, padded with ones."""
+    num_rotations, num_rounds, dim = signs.shape
+    num_groups = -(-num_rotations // LANES)
+    padded = np.ones((num_groups * LANES, num_rounds, dim), dtype=np.float32)
+    padded[:num_rotations] = signs
+    grouped = padded.reshape(num_groups, LANES, num_rounds, dim).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(grouped).reshape(num_groups, num_rounds, dim * LANES)
+
+
+@njit(cache=True, nogil=True)
+def rotate_row(row: NDArray[np.float32], signs: NDArray[np.float32], rotated: NDArray[np.float32]) -> None:
+    """All rotations of one row: the lanes of each group hold rotations where those of `rotate_lanes` hold rows.
+
+    `signs` come from `rotations_in_lanes`, `rotated` is `(num_groups, dim * 16)`. A query pays for one row, not sixteen,
+    and makes the same additions in the same order.
+    """
+    for group in range(signs.shape[0]):
+        lanes, flips = rotated[group], signs[group]
+        lanes[:] = 0.0
+        for k in range(row.size):
+            value = row[k]
+            target, flip = lanes[k * LANES : (k + 1) * LANES], flips[0, k * LANES : (k + 1) * LANES]
+            for lane in range(LANES):
+                target[lane] = value * flip[lane]
+        _hadamard(lanes)
+        for number in range(1, NUM_ROUNDS):
+            flip = flips[number]
+            for i in range(lanes.size):
+                lanes[i] *= flip[i]
+            _hadamard(lanes)
+
+
 @njit(cache=True, nogil=True)
 def _flip(source: NDArray[np.float32], signs: NDArray[np.float32], target: NDArray[np.float32]) -> None:
     for k in range(signs.size):

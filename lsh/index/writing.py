@@ -1,0 +1,259 @@
+"""Writing a generation: arrays are streamed to a folder aside, in bounded memory, and equal inputs give equal bytes.
+
+Rows go to their place by doc, in any order and from several threads. Terms wait in a scratch file; one range of buckets
+after the other is then sorted into posting lists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.codes import quantize
+from lsh.errors import ParameterError
+from lsh.index import layout
+from lsh.index.centroids import train_centroids
+from lsh.index.generation import file_sha256
+from lsh.index.layout import Parts
+from lsh.index.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest
+from lsh.probes import probe_plan
+from lsh.sketches import long_sketches
+from lsh.sorting import starts_of_runs
+from lsh.terms import TermHasher, TermParams
+from lsh.variable_byte import encode, encoded_sizes, gaps
+
+POSTINGS_AT_ONCE = 1 << 22
+_TERMS_SCRATCH = ".terms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSpec:
+    """What a generation is made for. `num_probes` buckets are visited by a lookup, over all tables."""
+
+    num_docs: int
+    term_params: TermParams
+    num_probes: int
+    embedder_digest: str
+    min_score: float
+    calibration_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_docs <= layout.MAX_DOCS:
+            raise ParameterError(f"num_docs={self.num_docs} is out of range 1..{layout.MAX_DOCS} of one generation")
+        Parts.of(self.term_params)
+        probe_plan(self.term_params, self.num_probes)
+
+
+class GenerationWriter:
+    """Writes one generation into an empty folder: add everything, then `finish`, which makes it a generation."""
+
+    def __init__(self, folder: Path, spec: GenerationSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self._hasher = TermHasher(spec.term_params)
+        self._parts = Parts.of(spec.term_params)
+        num_docs, dim = spec.num_docs, spec.term_params.dim
+        self._codes = self._create(layout.CODES, (num_docs, dim))
+        self._sketches = self._create(layout.SKETCHES, (num_docs, layout.WORDS_PER_SKETCH))
+        self._terms: NDArray[np.uint32] = np.memmap(
+            folder / _TERMS_SCRATCH, dtype="<u4", mode="w+", shape=(spec.term_params.num_tables, num_docs)
+        )
+        self._is_hashed = np.zeros(num_docs, dtype=np.bool_)
+        self._num_clusters: int | None = None
+        self._num_image_ids = 0
+
+    def add_embeddings(self, docs: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Codes, sketches and terms of `embeddings` `(m, dim)`, unit rows, for `docs` `(m,)`; each doc once."""
+        self._check_docs(docs)
+        self._codes[docs] = quantize(embeddings)
+        self._sketches[docs] = long_sketches(
+            embeddings, num_words=layout.WORDS_PER_SKETCH, seed=self.spec.term_params.seed
+        )
+        low_bits = np.uint64((1 << self.spec.term_params.bits_per_term) - 1)
+        self._terms[:, docs] = (self._hasher.terms(embeddings) & low_bits).astype(np.uint32).T
+        self._is_hashed[docs] = True
+
+    def share_codes(self, docs: NDArray[np.int64], original_docs: NDArray[np.int64]) -> None:
+        """Give each doc the code of its original, without postings: lookups find the original. After embeddings."""
+        self._check_docs(docs)
+        self._check_docs(original_docs)
+        for start in range(0, docs.size, POSTINGS_AT_ONCE >> 4):
+            part = slice(start, start + (POSTINGS_AT_ONCE >> 4))
+            self._codes[docs[part]] = self._codes[original_docs[part]]
+            self._sketches[docs[part]] = self._sketches[original_docs[part]]
+
+    def write_image_ids(self, image_ids: Iterable[str]) -> None:
+        """The image id of every doc, in order of docs."""
+        starts = self._create(layout.IMAGE_ID_STARTS, (self.spec.num_docs + 1,))
+        texts: list[bytes] = []
+        size = 0
+        with (self.folder / layout.IMAGE_IDS).open("wb") as file:
+            for image_id in image_ids:
+                text = image_id.encode()
+                texts.append(text)
+                size += len(text)
+                if len(texts) > self.spec.num_docs:
+                    raise ParameterError(f"more image ids than num_docs={self.spec.num_docs}; give one for each doc")
+                starts[len(texts)] = size
+                file.write(text)
+        if len(texts) != self.spec.num_docs:
+            raise ParameterError(f"{len(texts)} image ids for num_docs={self.spec.num_docs}; give one for each doc")
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        for before, after in zip(order, order[1:], strict=False):
+            if texts[before] == texts[after]:
+                raise ParameterError(f"image id {texts[before].decode()!r} is given twice; ids are unique")
+        self._write(layout.DOCS_BY_IMAGE_ID, np.array(order, dtype=np.uint32))
+        self._num_image_ids = len(texts)
+
+    def write_clusters(self, members: NDArray[np.int64], canonicals: NDArray[np.int64]) -> None:
+        """Clusters of two or more: each member and its canonical `(m,)`, in the order in which pages show them."""
+        self._check_docs(members)
+        self._check_docs(canonicals)
+        all_canonicals = np.arange(self.spec.num_docs, dtype=np.uint32)
+        all_canonicals[members] = canonicals
+        self._write(layout.CANONICALS, all_canonicals)
+        order = np.lexsort((members != canonicals, canonicals))
+        members, canonicals = members[order], canonicals[order].astype(np.uint64)
+        first = np.flatnonzero(starts_of_runs(canonicals)) if members.size else np.empty(0, dtype=np.int64)
+        if not np.array_equal(members[first], canonicals[first]):
+            raise ParameterError("a cluster lacks its canonical; give the canonical as a member of itself")
+        self._write(layout.CLUSTER_CANONICALS, canonicals[first])
+        self._write(layout.CLUSTER_STARTS, np.append(first, members.size))
+        self._write(layout.CLUSTER_MEMBERS, members)
+        self._num_clusters = int(first.size)
+
+    def finish(self) -> Manifest:
+        """Write posting lists, centroids and the manifest; from then on the folder is a generation."""
+        if self._num_clusters is None or self._num_image_ids == 0:
+            raise ParameterError("image ids and clusters were not written; call write_image_ids and write_clusters")
+        num_postings = self._write_postings()
+        self._write(layout.CENTROIDS, train_centroids(self._codes, np.flatnonzero(self._is_hashed)))
+        for array in (self._codes, self._sketches):
+            array.flush()
+        (self.folder / _TERMS_SCRATCH).unlink()
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            num_docs=self.spec.num_docs,
+            num_hashed=int(self._is_hashed.sum()),
+            num_postings=num_postings,
+            num_clusters=self._num_clusters,
+            dim=self.spec.term_params.dim,
+            embedder_digest=self.spec.embedder_digest,
+            min_score=self.spec.min_score,
+            term_params=self.spec.term_params,
+            num_probes=self.spec.num_probes,
+            files={name: self._synced_entry(name) for name in sorted(layout.DTYPES)},
+            calibration_digest=self.spec.calibration_digest,
+        )
+        with (self.folder / MANIFEST_NAME).open("wb") as file:
+            file.write(manifest.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        return manifest
+
+    def _write_postings(self) -> int:
+        """The posting lists of all tables; returns how many postings there are."""
+        parts = self._parts
+        offsets = self._create(layout.POSTING_OFFSETS, (parts.num_parts, parts.buckets_per_part + 1))
+        starts = np.zeros(parts.num_parts + 1, dtype=np.uint64)
+        part = 0
+        with (self.folder / layout.POSTINGS).open("wb") as file:
+            for table in range(parts.num_tables):
+                counts = _bucket_counts(self._terms[table], self._is_hashed, 1 << parts.bits_per_term)
+                for first_bucket, end_bucket in _ranges(counts, parts.buckets_per_part):
+                    ends = _encode_range(self._terms[table], self._is_hashed, counts, first_bucket, end_bucket, file)
+                    for first in range(0, end_bucket - first_bucket, parts.buckets_per_part):
+                        own = ends[first : first + parts.buckets_per_part + 1]
+                        offsets[part] = own - own[0]
+                        starts[part + 1] = starts[part] + (own[-1] - own[0])
+                        part += 1
+        self._write(layout.PART_STARTS, starts)
+        offsets.flush()
+        return int(self._is_hashed.sum()) * parts.num_tables
+
+    def _create(self, name: str, shape: tuple[int, ...]) -> Any:
+        return np.memmap(self.folder / name, dtype=layout.DTYPES[name], mode="w+", shape=shape)
+
+    def _write(self, name: str, values: NDArray[Any]) -> None:
+        values.astype(layout.DTYPES[name]).tofile(self.folder / name)
+
+    def _synced_entry(self, name: str) -> FileEntry:
+        path = self.folder / name
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return FileEntry(path.stat().st_size, file_sha256(path))
+
+    def _check_docs(self, docs: NDArray[np.int64]) -> None:
+        if docs.size and not 0 <= int(docs.min()) <= int(docs.max()) < self.spec.num_docs:
+            raise ParameterError(
+                f"docs hold {int(docs.min())}..{int(docs.max())}, out of range 0..{self.spec.num_docs - 1}"
+            )
+
+
+def _ranges(counts: NDArray[np.int64], buckets_per_part: int) -> Iterable[tuple[int, int]]:
+    """Ranges of whole parts with about `POSTINGS_AT_ONCE` postings, at least one part each."""
+    per_part = counts.reshape(-1, buckets_per_part).sum(axis=1)
+    first, total = 0, 0
+    for part, num_postings in enumerate(per_part.tolist()):
+        if total and total + num_postings > POSTINGS_AT_ONCE:
+            yield first * buckets_per_part, part * buckets_per_part
+            first, total = part, 0
+        total += num_postings
+    yield first * buckets_per_part, per_part.size * buckets_per_part
+
+
+def _encode_range(
+    terms: NDArray[np.uint32],
+    is_hashed: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    first_bucket: int,
+    end_bucket: int,
+    file: IO[bytes],
+) -> NDArray[np.uint64]:
+    """Append the lists of a range of buckets to `file`; returns where each ends, `(num_buckets + 1,)` from 0."""
+    list_starts = np.zeros(end_bucket - first_bucket + 1, dtype=np.int64)
+    np.cumsum(counts[first_bucket:end_bucket], out=list_starts[1:])
+    docs = np.empty(int(list_starts[-1]), dtype=np.uint64)
+    _place_docs(terms, is_hashed, first_bucket, list_starts[:-1].copy(), docs)
+    values = gaps(docs)
+    first_of_list = list_starts[:-1][np.diff(list_starts) > 0]
+    values[first_of_list] = docs[first_of_list]
+    ends_bytes = np.zeros(docs.size + 1, dtype=np.uint64)
+    np.cumsum(encoded_sizes(values), out=ends_bytes[1:])
+    file.write(encode(values).tobytes())
+    ends: NDArray[np.uint64] = ends_bytes[list_starts]
+    return ends
+
+
+@njit(cache=True, nogil=True)
+def _bucket_counts(terms: NDArray[np.uint32], is_hashed: NDArray[np.bool_], num_buckets: int) -> NDArray[np.int64]:
+    counts = np.zeros(num_buckets, np.int64)
+    for doc in range(terms.size):
+        if is_hashed[doc]:
+            counts[terms[doc]] += 1
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def _place_docs(
+    terms: NDArray[np.uint32],
+    is_hashed: NDArray[np.bool_],
+    first_bucket: int,
+    next_places: NDArray[np.int64],
+    docs: NDArray[np.uint64],
+) -> None:
+    """Counting sort of the docs of a range of buckets: by bucket, ascending within it."""
+    for doc in range(terms.size):
+        bucket = np.int64(terms[doc]) - first_bucket
+        if is_hashed[doc] and 0 <= bucket < next_places.size:
+            docs[next_places[bucket]] = doc
+            next_places[bucket] += 1

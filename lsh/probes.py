@@ -1,0 +1,280 @@
+"""Embeddings to probes: the buckets that a query visits, its own first, then the next-best ones over all tables.
+
+A near image falls beside the query's vertex most often where another vertex is almost as near. What a bucket loses is
+the sum, over its polytopes, of the squared difference between the projections on the nearest vertex and on the one
+taken instead. Probes are the buckets that lose least, over all tables together, so a table where the query lies in the
+middle of its cell takes few and one where it lies at a border takes many.
+
+Source: multi-probe cross-polytopes, Andoni et al., arXiv 1509.02897, section 5 and appendix; the enumeration in order
+with a heap, Lv et al., "Multi-Probe LSH", VLDB 2007, section 4.4.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.errors import ParameterError
+from lsh.rotations import LANES, checked_embeddings, rotate_row, rotations_in_lanes
+from lsh.terms import MAX_TABLES, TermHasher, TermParams
+
+MAX_PROBES = 1 << 16
+RANKS_PER_POLYTOPE = 8
+_RANK_BITS = np.uint64(3)
+_TABLE_BITS = np.uint64(10)
+_LOW_TABLE = np.uint64(MAX_TABLES - 1)
+_LOW_RANK = np.uint64(RANKS_PER_POLYTOPE - 1)
+
+
+class ProbePlan(NamedTuple):
+    """What the kernel reads: rotations in lanes, the dimension of a slice, of each polytope, and the tables."""
+
+    signs: NDArray[np.float32]
+    slice_dim: int
+    polytope_dims: NDArray[np.int64]
+    num_tables: int
+    bits_per_term: int
+    num_probes: int
+
+
+class ProbeScratch(NamedTuple):
+    """Arrays that the kernel writes for one query; one set per thread."""
+
+    rotated: NDArray[np.float32]
+    vertices: NDArray[np.int32]
+    losses: NDArray[np.float32]
+    heap_losses: NDArray[np.float32]
+    heap_states: NDArray[np.uint64]
+
+
+def probe_plan(params: TermParams, num_probes: int) -> ProbePlan:
+    """The plan of `num_probes` probes a query.
+
+    Raises ParameterError for another family than `cross_polytope`, and for more probes than there are buckets to visit.
+    """
+    if params.family != "cross_polytope":
+        raise ParameterError(f"family={params.family!r} has no probes; use cross_polytope")
+    num_states = params.num_tables * prod(_num_ranks(dim) for dim in params.polytope_dims)
+    most = min(num_states, MAX_PROBES)
+    if not params.num_tables <= num_probes <= most:
+        raise ParameterError(
+            f"num_probes={num_probes} is out of range {params.num_tables}..{most}; every table takes at least one"
+        )
+    return ProbePlan(
+        signs=rotations_in_lanes(TermHasher(params).signs),
+        slice_dim=params.polytope_dim,
+        polytope_dims=np.array(params.polytope_dims, dtype=np.int64),
+        num_tables=params.num_tables,
+        bits_per_term=params.bits_per_term,
+        num_probes=num_probes,
+    )
+
+
+def probe_scratch(plan: ProbePlan) -> ProbeScratch:
+    """Scratch for one thread that runs `write_probes` with `plan`."""
+    num_polytopes = plan.num_tables * plan.polytope_dims.size
+    heap_size = plan.num_tables + plan.num_probes * plan.polytope_dims.size
+    return ProbeScratch(
+        rotated=np.empty((plan.signs.shape[0], plan.signs.shape[2]), dtype=np.float32),
+        vertices=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.int32),
+        losses=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.float32),
+        heap_losses=np.empty(heap_size, dtype=np.float32),
+        heap_states=np.empty(heap_size, dtype=np.uint64),
+    )
+
+
+def probes(embeddings: NDArray[np.float32], params: TermParams, num_probes: int) -> NDArray[np.uint64]:
+    """`(n, dim)` float32 -> `(n, num_probes)` uint64 terms, those that lose least first.
+
+    The first `num_tables` are the terms of the row itself. At each polytope the 8 nearest vertices are considered.
+    Raises ParameterError as `probe_plan` does, and for another shape, NaN or infinity.
+    """
+    rows = checked_embeddings(embeddings, dim=params.dim)
+    plan = probe_plan(params, num_probes)
+    terms = np.empty((rows.shape[0], num_probes), dtype=np.uint64)
+    _probe_rows(rows, plan, probe_scratch(plan), terms)
+    return terms
+
+
+def brute_force_probes(embeddings: NDArray[np.float32], params: TermParams, num_probes: int) -> NDArray[np.uint64]:
+    """The slow twin of `probes`: all combinations of vertices of all tables, sorted."""
+    rows = checked_embeddings(embeddings, dim=params.dim)
+    plan = probe_plan(params, num_probes)
+    rotated = np.empty((plan.signs.shape[0], plan.signs.shape[2]), dtype=np.float32)
+    slices = plan.signs.shape[2] // LANES // plan.slice_dim
+    terms = np.empty((rows.shape[0], num_probes), dtype=np.uint64)
+    for row in range(rows.shape[0]):
+        rotate_row(rows[row], plan.signs, rotated)
+        projections = rotated.reshape(-1, slices, plan.slice_dim, LANES).transpose(0, 3, 1, 2)
+        polytopes = projections.reshape(-1, plan.slice_dim)
+        found = []
+        for table in range(params.num_tables):
+            first = table * params.num_polytopes
+            choices = [
+                _ranked_vertices(polytopes[first + i, :dim].tolist()) for i, dim in enumerate(params.polytope_dims)
+            ]
+            for ranks in product(*(range(len(choice)) for choice in choices)):
+                bucket, lost = 0, np.float32(0.0)
+                for choice, rank, dim in zip(choices, ranks, params.polytope_dims, strict=True):
+                    bucket = bucket * 2 * dim + choice[rank][0]
+                    lost += choice[rank][1]
+                found.append((lost, ranks, table, table << params.bits_per_term | bucket))
+        terms[row] = [term for *_, term in sorted(found)[:num_probes]]
+    return terms
+
+
+def _num_ranks(dim: int) -> int:
+    return min(2 * dim, RANKS_PER_POLYTOPE)
+
+
+def _ranked_vertices(projections: list[float]) -> list[tuple[int, np.float32]]:
+    """The nearest vertices of one polytope and what each loses, nearest first."""
+    axes = sorted(range(len(projections)), key=lambda axis: -abs(projections[axis]))
+    near = [(2 * axis + (projections[axis] < 0), np.float32(abs(projections[axis]))) for axis in axes]
+    far = [(vertex ^ 1, -value) for vertex, value in reversed(near)]
+    ranked = (near + far)[: _num_ranks(len(projections))]
+    return [(vertex, (near[0][1] - value) * (near[0][1] - value)) for vertex, value in ranked]
+
+
+@njit(cache=True, nogil=True)
+def _probe_rows(rows: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
+    for row in range(rows.shape[0]):
+        write_probes(rows[row], plan, scratch, terms[row])
+
+
+@njit(cache=True, nogil=True)
+def write_probes(row: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
+    """Fills `terms` `(num_probes,)` with the probes of one row."""
+    rotate_row(row, plan.signs, scratch.rotated)
+    num_positions = plan.polytope_dims.size
+    slices = plan.signs.shape[2] // LANES // plan.slice_dim
+    for polytope in range(plan.num_tables * num_positions):
+        rotation = polytope // slices
+        first = (polytope % slices) * plan.slice_dim
+        _rank_vertices(
+            scratch.rotated[rotation // LANES],
+            first * LANES + rotation % LANES,
+            plan.polytope_dims[polytope % num_positions],
+            scratch.vertices[polytope],
+            scratch.losses[polytope],
+        )
+    _visit_in_order(plan, scratch, terms)
+
+
+@njit(cache=True, nogil=True)
+def _rank_vertices(
+    rotated: NDArray[np.float32], first: int, dim: int, vertices: NDArray[np.int32], losses: NDArray[np.float32]
+) -> None:
+    """Fills `vertices` and `losses`, nearest first: the largest magnitudes, then their opposites, smallest first."""
+    num_near = min(dim, RANKS_PER_POLYTOPE)
+    values = losses  # Projections first, replaced by what they lose at the end.
+    for rank in range(num_near):
+        values[rank] = -1.0
+    for axis in range(dim):
+        value = rotated[first + axis * LANES]
+        magnitude = abs(value)
+        if magnitude <= values[num_near - 1]:
+            continue
+        rank = num_near - 1
+        while rank > 0 and magnitude > values[rank - 1]:
+            values[rank] = values[rank - 1]
+            vertices[rank] = vertices[rank - 1]
+            rank -= 1
+        values[rank] = magnitude
+        vertices[rank] = 2 * axis + (value < 0)
+    for rank in range(dim, min(2 * dim, RANKS_PER_POLYTOPE)):
+        values[rank] = -values[2 * dim - 1 - rank]
+        vertices[rank] = vertices[2 * dim - 1 - rank] ^ 1
+    largest = values[0]
+    for rank in range(min(2 * dim, RANKS_PER_POLYTOPE)):
+        lost = largest - values[rank]
+        losses[rank] = lost * lost
+
+
+@njit(cache=True, nogil=True)
+def _visit_in_order(plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
+    """Best-first over states: a rank at each polytope of a table, 3 bits each, above the number of the table.
+
+    A state's successors raise the rank at its last raised polytope or at one after it, so each state has one
+    predecessor, which loses no more: the heap yields all states in the order of loss, then of the packed word.
+    """
+    num_positions = plan.polytope_dims.size
+    size = 0
+    for table in range(plan.num_tables):
+        size = _push(scratch, size, np.float32(0.0), np.uint64(table))
+    for i in range(terms.size):
+        state = scratch.heap_states[0]
+        size = _drop_first(scratch, size)
+        table = np.int64(state & _LOW_TABLE)
+        bucket, last_raised = np.uint64(0), 0
+        for position in range(num_positions):
+            rank = _rank_at(state, position, num_positions)
+            bucket = bucket * np.uint64(2 * plan.polytope_dims[position]) + np.uint64(
+                scratch.vertices[table * num_positions + position, rank]
+            )
+            if rank > 0:
+                last_raised = position
+        terms[i] = np.uint64(table) << np.uint64(plan.bits_per_term) | bucket
+        for position in range(last_raised, num_positions):
+            num_ranks = min(2 * plan.polytope_dims[position], RANKS_PER_POLYTOPE)
+            if _rank_at(state, position, num_positions) + 1 < num_ranks:
+                successor = state + (np.uint64(1) << _rank_shift(position, num_positions))
+                size = _push(scratch, size, _lost(successor, table, num_positions, scratch.losses), successor)
+
+
+@njit(cache=True, nogil=True)
+def _rank_at(state: np.uint64, position: int, num_positions: int) -> int:
+    return np.int64(state >> _rank_shift(position, num_positions) & _LOW_RANK)
+
+
+@njit(cache=True, nogil=True)
+def _rank_shift(position: int, num_positions: int) -> np.uint64:
+    return _TABLE_BITS + _RANK_BITS * np.uint64(num_positions - 1 - position)
+
+
+@njit(cache=True, nogil=True)
+def _lost(state: np.uint64, table: int, num_positions: int, losses: NDArray[np.float32]) -> np.float32:
+    lost = np.float32(0.0)
+    for position in range(num_positions):
+        lost += losses[table * num_positions + position, _rank_at(state, position, num_positions)]
+    return lost
+
+
+@njit(cache=True, nogil=True)
+def _push(scratch: ProbeScratch, size: int, lost: np.float32, state: np.uint64) -> int:
+    losses, states = scratch.heap_losses, scratch.heap_states
+    child = size
+    while child > 0:
+        parent = (child - 1) // 2
+        if losses[parent] < lost or (losses[parent] == lost and states[parent] < state):
+            break
+        losses[child], states[child] = losses[parent], states[parent]
+        child = parent
+    losses[child], states[child] = lost, state
+    return size + 1
+
+
+@njit(cache=True, nogil=True)
+def _drop_first(scratch: ProbeScratch, size: int) -> int:
+    losses, states = scratch.heap_losses, scratch.heap_states
+    size -= 1
+    lost, state = losses[size], states[size]
+    parent = 0
+    while 2 * parent + 1 < size:
+        child = 2 * parent + 1
+        if child + 1 < size and (
+            losses[child + 1] < losses[child]
+            or (losses[child + 1] == losses[child] and states[child + 1] < states[child])
+        ):
+            child += 1
+        if lost < losses[child] or (lost == losses[child] and state < states[child]):
+            break
+        losses[parent], states[parent] = losses[child], states[child]
+        parent = child
+    losses[parent], states[parent] = lost, state
+    return size
