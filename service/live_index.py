@@ -7,18 +7,21 @@ looked at; above `EXHAUSTIVE` the number of lists a query visits falls until it 
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Final
 
 import faiss
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from lsh.codes import pair_cosines, quantize
+from lsh.codes import _dot, quantize
 
 EXHAUSTIVE: Final = 8192
 MIN_PROBES: Final = 16
+_MANY: Final = 1024
 _SHORTLIST: Final = 4
 """Times k rows are taken from FAISS, whose float16 similarities order near ties otherwise than the codes do."""
 
@@ -59,6 +62,7 @@ class LiveIndex:
             self._reserve(first)
             self._codes[first : self._num_rows] = codes
             rows = np.arange(first, self._num_rows, dtype=np.int64)
+            _use_threads(len(codes))
             self._index.add_with_ids(unit_rows(codes), rows)
             return rows
 
@@ -73,20 +77,22 @@ class LiveIndex:
 
     def search(self, embeddings: NDArray[np.float32], *, k: int, min_similarity: float) -> LiveFound:
         """The `k` most similar rows of at least `min_similarity` for each of `(n, dim)` float32 unit rows."""
-        num_queries = len(embeddings)
+        found = LiveFound(
+            np.full((len(embeddings), k), -1, dtype=np.int64), np.full((len(embeddings), k), -1, dtype=np.float32)
+        )
         with self._lock:
-            shortlist = self._shortlist(embeddings, min(_SHORTLIST * k, len(self)))
-        if shortlist.shape[1] == 0:
-            return LiveFound(
-                np.full((num_queries, k), -1, dtype=np.int64), np.full((num_queries, k), -1, dtype=np.float32)
-            )
-        return best_rows(quantize(embeddings), self._codes, shortlist, k=k, min_similarity=min_similarity)
+            shortlists = self._shortlists(embeddings, min(_SHORTLIST * k, len(self)))
+        _best_rows(
+            quantize(embeddings), self._codes, shortlists, np.float32(min_similarity), found.rows, found.similarities
+        )
+        return found
 
-    def _shortlist(self, embeddings: NDArray[np.float32], num_rows: int) -> NDArray[np.int64]:
+    def _shortlists(self, embeddings: NDArray[np.float32], num_rows: int) -> NDArray[np.int64]:
         if num_rows == 0:
             return np.empty((len(embeddings), 0), dtype=np.int64)
         probes = max(MIN_PROBES, -(-EXHAUSTIVE * self._num_lists // len(self)))
         settings = faiss.SearchParametersIVF(nprobe=min(probes, self._num_lists))
+        _use_threads(len(embeddings))
         _, rows = self._index.search(np.ascontiguousarray(embeddings), num_rows, params=settings)
         return np.asarray(rows, dtype=np.int64)
 
@@ -99,6 +105,11 @@ class LiveIndex:
         self._codes = grown
 
 
+def _use_threads(num_rows: int) -> None:
+    """Threads of FAISS for its next call from this thread: waking them for a few rows takes longer than the work."""
+    faiss.omp_set_num_threads((os.cpu_count() or 1) if num_rows >= _MANY else 1)
+
+
 def unit_rows(codes: NDArray[np.int8]) -> NDArray[np.float32]:
     """`(n, dim)` int8 codes -> `(n, dim)` float32 rows of length 1; a row of zeros stays zeros."""
     rows = codes.astype(np.float32)
@@ -106,24 +117,37 @@ def unit_rows(codes: NDArray[np.int8]) -> NDArray[np.float32]:
     return np.divide(rows, lengths, out=rows, where=lengths > 0)
 
 
-def best_rows(
+@njit(cache=True, nogil=True)
+def _best_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
     queries: NDArray[np.int8],
     codes: NDArray[np.int8],
-    candidates: NDArray[np.int64],
-    *,
-    k: int,
-    min_similarity: float,
-) -> LiveFound:
-    """The best `k` of each query's `candidates` (n, m), -1 where fewer, by the cosine of the codes."""
-    is_row = candidates >= 0
-    query_of, _ = np.nonzero(is_row)
-    rows = candidates[is_row]
-    similarities = np.full(candidates.shape, -np.inf, dtype=np.float32)
-    similarities[is_row] = pair_cosines(queries, codes[rows], query_of.astype(np.int64), np.arange(len(rows)))
-    similarities[similarities < min_similarity] = -np.inf
-    order = np.lexsort((candidates, -similarities), axis=1)[:, :k]
-    best = LiveFound(np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -1, dtype=np.float32))
-    found = np.take_along_axis(similarities, order, axis=1)
-    best.rows[:, : order.shape[1]] = np.where(np.isfinite(found), np.take_along_axis(candidates, order, axis=1), -1)
-    best.similarities[:, : order.shape[1]] = np.where(np.isfinite(found), found, -1)
-    return best
+    shortlists: NDArray[np.int64],
+    min_similarity: np.float32,
+    rows: NDArray[np.int64],
+    similarities: NDArray[np.float32],
+) -> None:
+    """Fills the best of each query's shortlist by the cosine of the codes, ties by lower row."""
+    for query in range(queries.shape[0]):
+        square = np.float64(_dot(queries[query], queries[query]))
+        num_best = 0
+        for row in shortlists[query]:
+            if row < 0:
+                continue
+            squares = square * np.float64(_dot(codes[row], codes[row]))
+            cosine = np.float32(0.0)
+            if squares > 0:
+                cosine = np.float32(_dot(queries[query], codes[row]) / np.sqrt(squares))
+            if cosine < min_similarity:
+                continue
+            place = min(num_best, rows.shape[1])
+            while place > 0 and (
+                cosine > similarities[query, place - 1]
+                or (cosine == similarities[query, place - 1] and row < rows[query, place - 1])
+            ):
+                if place < rows.shape[1]:
+                    rows[query, place] = rows[query, place - 1]
+                    similarities[query, place] = similarities[query, place - 1]
+                place -= 1
+            if place < rows.shape[1]:
+                rows[query, place], similarities[query, place] = row, cosine
+                num_best = min(num_best + 1, rows.shape[1])

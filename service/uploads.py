@@ -38,10 +38,15 @@ class Uploads:
             self._remove_doc(image_id)
         contained: list[str] = []
         for block in registered:
-            missing = [entry for entry in block if self._doc_of(entry.image_id) is None]
-            contained.extend({entry.image_id for entry in block} - {entry.image_id for entry in missing})
-            for entry in missing:
-                self._remove_row(entry.image_id)  # one registered anew while the log was being read comes twice
+            docs = self._generation.docs_of([entry.image_id for entry in block])
+            is_contained = (docs >= 0) & ~self.is_removed[docs]
+            missing = []
+            for entry, contains in zip(block, is_contained.tolist(), strict=True):
+                if contains:
+                    contained.append(entry.image_id)
+                else:
+                    self._remove_row(entry.image_id)  # one registered anew while the log was being read comes twice
+                    missing.append(entry)
             self._add(missing)
         return contained
 

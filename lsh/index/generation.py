@@ -7,9 +7,11 @@ reads every byte.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from lsh.errors import GenerationError, ParameterError
@@ -103,18 +105,23 @@ class Generation:
 
     def doc_of(self, image_id: str) -> int | None:
         """The doc of an image id, None if the generation has none."""
-        wanted = image_id.encode()
-        order = self._arrays[layout.DOCS_BY_IMAGE_ID]
-        low, high = 0, order.size
-        while low < high:
-            middle = (low + high) // 2
-            if self._image_id_bytes(int(order[middle])) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        if low < order.size and self._image_id_bytes(int(order[low])) == wanted:
-            return int(order[low])
-        return None
+        doc = int(self.docs_of([image_id])[0])
+        return None if doc < 0 else doc
+
+    def docs_of(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The doc of each image id, `(m,)` int64, -1 where the generation has none."""
+        texts = [image_id.encode() for image_id in image_ids]
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        docs = np.empty(len(texts), dtype=np.int64)
+        _find_image_ids(
+            np.frombuffer(b"".join(texts), dtype=np.uint8),
+            ends,
+            self._arrays[layout.IMAGE_IDS],
+            self._arrays[layout.IMAGE_ID_STARTS],
+            self._arrays[layout.DOCS_BY_IMAGE_ID],
+            docs,
+        )
+        return docs
 
     def image_ids(self, docs: NDArray[np.int64]) -> list[str]:
         """The image id of each doc."""
@@ -211,3 +218,45 @@ class Generation:
                 )
         if self._arrays[layout.CENTROIDS].size % manifest.dim:
             raise GenerationError(f"{self.folder / layout.CENTROIDS} does not hold rows of {manifest.dim} values")
+
+
+@njit(cache=True, nogil=True)
+def _find_image_ids(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    wanted: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+    image_ids: NDArray[np.uint8],
+    starts: NDArray[np.uint64],
+    order: NDArray[np.uint32],
+    docs: NDArray[np.int64],
+) -> None:
+    """Binary search for each wanted text, which ends at `ends`; bytes that are not there count as none."""
+    first = 0
+    for i in range(ends.size):
+        low, high = 0, order.size
+        docs[i] = -1
+        while low < high:
+            middle = (low + high) // 2
+            doc = np.int64(order[middle])
+            if doc >= starts.size - 1:
+                break
+            start, end = np.int64(starts[doc]), np.int64(starts[doc + 1])
+            if not 0 <= start <= end <= image_ids.size:
+                break
+            compared = _compare(image_ids[start:end], wanted[first : ends[i]])
+            if compared == 0:
+                docs[i] = doc
+                break
+            if compared < 0:
+                low = middle + 1
+            else:
+                high = middle
+        first = ends[i]
+
+
+@njit(cache=True, nogil=True)
+def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
+    """Negative, 0 or positive as `left` sorts before, is or sorts after `right`."""
+    for i in range(min(left.size, right.size)):
+        if left[i] != right[i]:
+            return np.int64(left[i]) - np.int64(right[i])
+    return np.int64(left.size - right.size)

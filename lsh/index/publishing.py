@@ -75,6 +75,12 @@ def current(index: Path) -> str | None:
     return _read_pointer(index).current
 
 
+def previous(index: Path) -> str | None:
+    """The id of the generation that `rollback` goes back to, None if there is none; raises GenerationError."""
+    before = _read_pointer(index).previous
+    return before[-1] if before else None
+
+
 @contextmanager
 def new_generation(index: Path) -> Iterator[Path]:
     """A fresh folder to write a generation into; it is verified and takes its place when the block ends well."""
@@ -99,8 +105,8 @@ def promote(index: Path, generation_id: str) -> None:
     pointer = _read_pointer(index)
     if pointer.current == generation_id:
         return
-    previous = (*pointer.previous, pointer.current) if pointer.current else ()
-    _write_pointer(index, _Pointer(generation_id, previous))
+    before = (*pointer.previous, pointer.current) if pointer.current else ()
+    _write_pointer(index, _Pointer(generation_id, before))
 
 
 def rollback(index: Path) -> str:
