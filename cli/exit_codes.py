@@ -18,4 +18,5 @@ class ExitCode(IntEnum):
     EMBEDDER = 7
     TRAINING = 8
     EVALUATION = 9
+    SERVICE = 10
     INTERRUPTED = 130

@@ -20,6 +20,10 @@ COMMANDS = {
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
+    "serve": ("cli.serve", "Serve lookups over gRPC: was this image seen before?"),
+    "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
+    "register": ("cli.register", "Make images findable on a server."),
+    "remove": ("cli.remove", "Take images out of a server's answers."),
 }
 
 FLOW = """\
@@ -35,6 +39,8 @@ The usual flow:
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
+  neardup serve --insecure                    lookups over gRPC, from this machine only
+  neardup lookup upload.jpg                   was it seen before?
 
 \b
 Every option of COMMAND can also be set in the environment as
@@ -98,6 +104,7 @@ def exit_code_of(error: Exception) -> ExitCode:
     from cli.report.errors import ReportError
     from embed import errors as embed
     from lsh import errors as lsh
+    from service import errors as service
 
     codes: dict[type[Exception], ExitCode] = {
         batch.SourceError: ExitCode.SOURCE,
@@ -112,6 +119,10 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
+        service.GenerationRefused: ExitCode.WORKSPACE,
+        service.LogError: ExitCode.WORKSPACE,
+        service.CallFailed: ExitCode.SERVICE,
+        service.ServiceError: ExitCode.USAGE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
 
