@@ -33,6 +33,7 @@ class DecodingLimits:
     time_s: float = 5.0
     num_processes: int = 2
     max_queue: int = 64
+    max_queue_bytes: int = 256 << 20
 
 
 class DecodingPool:
@@ -45,6 +46,7 @@ class DecodingPool:
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._processes: set[asyncio.subprocess.Process] = set()
         self._num_waiting = 0
+        self._waiting_bytes = 0
         self._jobs: set[asyncio.Task[NDArray[np.uint8]]] = set()
 
     def __len__(self) -> int:
@@ -67,8 +69,10 @@ class DecodingPool:
 
     async def decode(self, content: bytes) -> NDArray[np.uint8]:
         """`(size, size, 3)` uint8 RGB of an image file; raises ImageRejected, or Overloaded when too many wait."""
-        if self._num_waiting >= self._limits.max_queue:
+        if self._num_waiting >= self._limits.max_queue or self._waiting_bytes > self._limits.max_queue_bytes:
             raise Overloaded(f"{self._num_waiting} images wait to be decoded already; try again later")
+        self._num_waiting += 1
+        self._waiting_bytes += len(content)
         # A caller that gives up must not leave a process with half an answer in its pipe.
         job = asyncio.ensure_future(self._decode(content))
         self._jobs.add(job)
@@ -83,11 +87,11 @@ class DecodingPool:
         await asyncio.gather(*(process.wait() for process in self._processes))
 
     async def _decode(self, content: bytes) -> NDArray[np.uint8]:
-        self._num_waiting += 1
         try:
             process = await self._idle.get()
         finally:
             self._num_waiting -= 1
+            self._waiting_bytes -= len(content)
         try:
             pixels = await asyncio.wait_for(self._ask(process, content), self._limits.time_s)
         except TimeoutError as error:

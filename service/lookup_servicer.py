@@ -49,6 +49,7 @@ class LookupServicer:
         self._images = images
         self._metrics = metrics
         self._limits = limits
+        self._version = version("neardup")
         self._started = monotonic()
         self._threads = ThreadPoolExecutor(limits.lookup_threads, thread_name_prefix="lookup")
         self._thread_of_changes = ThreadPoolExecutor(1, thread_name_prefix="change")
@@ -165,7 +166,7 @@ class LookupServicer:
     async def status(self, _request: pb.StatusRequest, _: Call) -> pb.StatusResponse:
         served = self._engine.served
         return pb.StatusResponse(
-            version=version("neardup"),
+            version=self._version,
             generation=generation_message(served),
             num_live=len(served.uploads),
             num_removed=served.uploads.num_removed,

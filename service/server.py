@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -156,6 +157,8 @@ class Server:
 def run_server(settings: ServeSettings, *, log_level: str = "info") -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises what `Server` raises."""
     configure_logs(log_level)
+    # Decoders are started by fork and exec; gRPC need not prepare for the fork, and would say so in the log.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     uvloop.run(_serve(settings))
 
 
