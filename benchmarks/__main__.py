@@ -14,6 +14,7 @@ SUMMARIES = {
     "batch": "Given embeddings through terms, candidates, select and cluster.",
     "codec": "Variable-byte decoding beside pyfastpfor's.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
+    "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
 }

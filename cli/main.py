@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
+    "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "serve": ("cli.serve", "Serve lookups over gRPC: was this image seen before?"),
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
@@ -39,6 +40,7 @@ The usual flow:
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/
+  neardup index build --promote               an index of the newest clusters, for lookups
   neardup serve --insecure                    lookups over gRPC, from this machine only
   neardup lookup upload.jpg                   was it seen before?
 
@@ -119,6 +121,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         embed.TrainingError: ExitCode.TRAINING,
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
+        lsh.GenerationError: ExitCode.WORKSPACE,
         service.GenerationRefused: ExitCode.WORKSPACE,
         service.LogError: ExitCode.WORKSPACE,
         service.CallFailed: ExitCode.SERVICE,

@@ -205,8 +205,8 @@ def _visit_in_order(plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.ui
     """
     num_positions = plan.polytope_dims.size
     size = 0
-    for table in range(plan.num_tables):
-        size = _push(scratch, size, np.float32(0.0), np.uint64(table))
+    for first_table in range(plan.num_tables):
+        size = _push(scratch, size, np.float32(0.0), np.uint64(first_table))
     for i in range(terms.size):
         state = scratch.heap_states[0]
         size = _drop_first(scratch, size)
@@ -228,7 +228,7 @@ def _visit_in_order(plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.ui
 
 
 @njit(cache=True, nogil=True)
-def _rank_at(state: np.uint64, position: int, num_positions: int) -> int:
+def _rank_at(state: np.uint64, position: int, num_positions: int) -> np.int64:
     return np.int64(state >> _rank_shift(position, num_positions) & _LOW_RANK)
 
 
@@ -238,7 +238,7 @@ def _rank_shift(position: int, num_positions: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _lost(state: np.uint64, table: int, num_positions: int, losses: NDArray[np.float32]) -> np.float32:
+def _lost(state: np.uint64, table: np.int64, num_positions: int, losses: NDArray[np.float32]) -> np.float32:
     lost = np.float32(0.0)
     for position in range(num_positions):
         lost += losses[table * num_positions + position, _rank_at(state, position, num_positions)]

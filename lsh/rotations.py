@@ -102,8 +102,8 @@ def rotations_in_lanes(signs: NDArray[np.float32]) -> NDArray[np.float32]:
 def rotate_row(row: NDArray[np.float32], signs: NDArray[np.float32], rotated: NDArray[np.float32]) -> None:
     """All rotations of one row: the lanes of each group hold rotations where those of `rotate_lanes` hold rows.
 
-    `signs` come from `rotations_in_lanes`, `rotated` is `(num_groups, dim * 16)`. A query pays for one row, not sixteen,
-    and makes the same additions in the same order.
+    `signs` come from `rotations_in_lanes`, `rotated` is `(num_groups, dim * 16)`. A query pays for one row, not for
+    sixteen, and makes the same additions in the same order.
     """
     for group in range(signs.shape[0]):
         lanes, flips = rotated[group], signs[group]

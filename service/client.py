@@ -116,7 +116,7 @@ class NearDupClient:
         try:
             yield from self._neardup.LookupStream(iter(requests), metadata=self.connection.metadata)
         except grpc.RpcError as error:
-            raise call_failed(error) from error
+            raise call_failed(error, self.connection) from error
 
     def register(self, image_id: str, query: Query) -> pb.RegisterResponse:
         """Make an image findable under a key of yours; raises CallFailed."""
@@ -174,7 +174,7 @@ class NearDupClient:
         try:
             return method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
         except grpc.RpcError as error:
-            raise call_failed(error) from error
+            raise call_failed(error, self.connection) from error
 
 
 class AsyncNearDupClient:
@@ -200,7 +200,7 @@ class AsyncNearDupClient:
             async for response in self._neardup.LookupStream(requests, metadata=self.connection.metadata):
                 yield response
         except grpc.RpcError as error:
-            raise call_failed(error) from error
+            raise call_failed(error, self.connection) from error
 
     async def register(self, image_id: str, query: Query) -> pb.RegisterResponse:
         """Make an image findable under a key of yours; raises CallFailed."""
@@ -260,7 +260,7 @@ class AsyncNearDupClient:
         try:
             return await method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
         except grpc.RpcError as error:
-            raise call_failed(error) from error
+            raise call_failed(error, self.connection) from error
 
 
 def lookup_request(query: Query, *, k: int = 10, min_score: float | None = None) -> pb.LookupRequest:
@@ -277,9 +277,10 @@ def query_message(query: Query) -> pb.Query:
     return pb.Query(embedding=pb.Embedding(float32=np.ascontiguousarray(query, dtype="<f4").tobytes()))
 
 
-def call_failed(error: Any) -> CallFailed:
-    """The error of a call, with gRPC's status code and the server's message."""
-    return CallFailed(error.code().name, error.details() or error.code().name)
+def call_failed(error: Any, connection: Connection) -> CallFailed:
+    """The error of a call: gRPC's status code, where, and what was said there."""
+    code = error.code().name
+    return CallFailed(code, f"{connection.address} answered {code}: {error.details()}")
 
 
 def _connection(given: Connection | str) -> Connection:

@@ -9,6 +9,8 @@ quantiser, trained on a few dozen points a centroid).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ def train_centroids(codes: NDArray[np.int8], docs: NDArray[np.int64]) -> NDArray
     num_sampled = min(docs.size, num_centroids * DOCS_PER_CENTROID)
     if num_sampled == 0:
         return np.zeros((1, codes.shape[1]), dtype=np.float32)
-    exact = np.float32 if codes.shape[1] <= _MAX_FLOAT32_DIM else np.float64
+    exact: type[np.floating[Any]] = np.float32 if codes.shape[1] <= _MAX_FLOAT32_DIM else np.float64
     sample = codes[docs[np.arange(num_sampled) * docs.size // num_sampled]].astype(exact)
     centroids = sample[np.arange(num_centroids) * num_sampled // num_centroids]
     for _ in range(NUM_ROUNDS):
@@ -38,7 +40,7 @@ def train_centroids(codes: NDArray[np.int8], docs: NDArray[np.int64]) -> NDArray
     return unit
 
 
-def _nearest(centroids: NDArray[np.floating], sample: NDArray[np.floating]) -> NDArray[np.int64]:
+def _nearest(centroids: NDArray[Any], sample: NDArray[Any]) -> NDArray[np.int64]:
     """The centroid of largest cosine for each row of the sample, the first on a tie."""
     squares = (centroids.astype(np.float64) ** 2).sum(axis=1)
     lengths = np.sqrt(np.maximum(squares, 1.0))
@@ -49,9 +51,7 @@ def _nearest(centroids: NDArray[np.floating], sample: NDArray[np.floating]) -> N
     return nearest
 
 
-def _moved(
-    centroids: NDArray[np.floating], sample: NDArray[np.floating], nearest: NDArray[np.int64]
-) -> NDArray[np.floating]:
+def _moved(centroids: NDArray[Any], sample: NDArray[Any], nearest: NDArray[np.int64]) -> NDArray[Any]:
     """The direction of the sum of each centroid's rows, as int8; one without rows stays where it is."""
     order = np.argsort(nearest, kind="stable")
     used, first = np.unique(nearest[order], return_index=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -90,16 +91,16 @@ class Generation:
         self.parts = Parts.of(manifest.term_params)
         self._arrays = {name: self._map(name) for name in layout.DTYPES}
         self._check_counts()
-        self._codes = self._arrays[layout.CODES].reshape(-1, manifest.dim)
         self.sketches: NDArray[np.uint64] = self._arrays[layout.SKETCHES].reshape(-1, layout.WORDS_PER_SKETCH)
         self.coarse_centroids: NDArray[np.float32] = self._arrays[layout.CENTROIDS].reshape(-1, manifest.dim)
 
     @property
     def all_codes(self) -> NDArray[np.int8]:
         """The codes of every doc, `(num_docs, dim)` int8; a row of zeros where an image could not be embedded."""
-        return self._codes
+        codes: NDArray[np.int8] = self._arrays[layout.CODES].reshape(-1, self.manifest.dim)
+        return codes
 
-    def array(self, name: str) -> NDArray[np.generic]:
+    def array(self, name: str) -> NDArray[Any]:
         """One of the arrays that `layout` names, flat."""
         return self._arrays[name]
 
@@ -134,8 +135,7 @@ class Generation:
 
     def codes(self, docs: NDArray[np.int64]) -> NDArray[np.int8]:
         """The codes of `docs`, `(m, dim)` int8."""
-        codes: NDArray[np.int8] = self._codes[self._checked(docs)]
-        return codes
+        return self.all_codes[self._checked(docs)]
 
     def cluster_size(self, canonical: int) -> int:
         """How many images match `canonical`, itself included; 1 when it stands alone or is not a canonical."""
@@ -174,7 +174,7 @@ class Generation:
             )
         return docs
 
-    def _map(self, name: str) -> NDArray[np.generic]:
+    def _map(self, name: str) -> NDArray[Any]:
         path, dtype = self.folder / name, layout.DTYPES[name]
         entry = self.manifest.files[name]
         _check_size(path, entry)
@@ -203,7 +203,7 @@ class Generation:
         for name, size in expected.items():
             if self._arrays[name].size != size:
                 raise GenerationError(
-                    f"{self.folder / name} holds {self._arrays[name].size} values, the manifest's counts ask for {size}; "
+                    f"{self.folder / name} holds {self._arrays[name].size} values, the manifest asks for {size}; "
                     f"it belongs to another generation, build the index again"
                 )
         for starts, data in (

@@ -1,7 +1,7 @@
 """The arrays of a generation: one file each, raw little-endian, with the name, type and shape in one place.
 
-`docs/index-format.md` explains them to readers. A part is a range of buckets of one table; within it a bucket's postings
-are found by an offset of 32 bits, so offsets stay small while a corpus may grow.
+`docs/index-format.md` explains them to readers. A part is a range of buckets of one table; within it a bucket's
+postings are found by an offset of 32 bits, so offsets stay small while a corpus may grow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lsh.terms import TermParams
 MAX_DOCS = (1 << 32) - 2
 MAX_BITS_PER_TERM = 32
 MAX_BITS_PER_PART = 16
-WORDS_PER_SKETCH = 2
+WORDS_PER_SKETCH = 4
 
 CODES = "codes.bin"
 SKETCHES = "sketches.bin"

@@ -1,8 +1,8 @@
 """Lookups in the hash tables of a generation: an embedding in, its most similar docs out.
 
-For each query, in one kernel call for the whole batch: probes -> posting lists -> distinct docs -> those whose sketch is
-near enough -> exact cosine of the codes -> the best k. Work for one query is bounded by `max_postings`, so a bucket that
-a million copies of one meme share costs no more than any other.
+For each query, in one kernel call for the whole batch: probes -> posting lists -> distinct docs -> those whose sketch
+is near enough -> exact cosine of the codes -> the best k. Work for one query is bounded by `max_postings`, so a bucket
+that a million copies of one meme share costs no more than any other.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lsh.codes import _quantize_rows, pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.index import layout
 from lsh.index.generation import Generation
+from lsh.index.prefetch import prefetch, prefetch_row
 from lsh.probes import ProbePlan, ProbeScratch, probe_plan, probe_scratch, probes, write_probes
 from lsh.rotations import checked_embeddings
 from lsh.sketches import BITS_PER_SKETCH, _sketch_rows, long_sketches, sketch_signs
@@ -28,7 +29,8 @@ from lsh.variable_byte import decode_sorted
 MAX_K = 1024
 MAX_POSTINGS = 1 << 15
 MAX_POSTINGS_LIMIT = 1 << 26
-_SKETCH_SIGMAS = 2.8
+_SKETCH_SIGMAS = 2.5
+_ROWS_AHEAD = 16
 _SLOT_FACTOR = np.uint64(0x9E3779B1)
 _LOW_WORD = np.uint64((1 << 32) - 1)
 
@@ -38,8 +40,8 @@ class Found:
     """The best docs of each of `n` queries.
 
     `docs` `(n, k)` int64, -1 where there are fewer; `similarities` `(n, k)` float32 descending, on a tie the lower doc
-    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc; `num_candidates` `(n,)` int64, distinct docs
-    that the probes hold.
+    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc; `num_candidates` `(n,)` int64, distinct
+    docs that the probes hold.
     """
 
     docs: NDArray[np.int64]
@@ -88,9 +90,9 @@ class HashTables:
             dim=manifest.dim, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed
         )
         self._lists = _Lists(
-            part_starts=generation.array(layout.PART_STARTS),  # type: ignore[arg-type]
-            offsets=generation.array(layout.POSTING_OFFSETS),  # type: ignore[arg-type]
-            postings=generation.array(layout.POSTINGS),  # type: ignore[arg-type]
+            part_starts=generation.array(layout.PART_STARTS),
+            offsets=generation.array(layout.POSTING_OFFSETS),
+            postings=generation.array(layout.POSTINGS),
             bits_per_part=generation.parts.bits_per_part,
             num_docs=manifest.num_docs,
         )
@@ -199,7 +201,7 @@ class HashTables:
                 terms=np.empty(num_probes, dtype=np.uint64),
                 starts=np.empty(num_probes, dtype=np.int64),
                 sizes=np.empty(num_probes, dtype=np.int64),
-                slots=np.full(1 << (2 * self.max_postings - 1).bit_length(), -1, dtype=np.int32),
+                slots=np.empty(max(16, 1 << (2 * self.max_postings - 1).bit_length()), dtype=np.int32),
                 docs=np.empty(self.max_postings, dtype=np.int64),
                 counts=np.empty(self.max_postings, dtype=np.int32),
                 codes=np.empty((1, self.generation.manifest.dim), dtype=np.int8),
@@ -223,13 +225,13 @@ class HashTables:
 
 
 def max_sketch_distance(min_similarity: float) -> int:
-    """The largest Hamming distance of two 128-bit sketches at which a cosine of `min_similarity` is still likely.
+    """The largest Hamming distance of two 256-bit sketches at which a cosine of `min_similarity` is still likely.
 
-    Bits differ with probability `p = acos(similarity) / pi`; 2.8 standard deviations above the mean of a binomial keep
-    99.7 % of the pairs at the very threshold.
+    Bits differ with probability `p = acos(similarity) / pi`; 2.5 standard deviations above the mean of a binomial keep
+    99.4 % of the pairs at the very threshold.
 
     >>> max_sketch_distance(0.79), max_sketch_distance(-1.0)
-    (39, 128)
+    (70, 256)
     """
     num_bits = layout.WORDS_PER_SKETCH * BITS_PER_SKETCH
     share = math.acos(min_similarity) / math.pi
@@ -268,34 +270,51 @@ def _lookup_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
         write_probes(rows[row], plan, probe_arrays, scratch.terms)
         _quantize_rows(rows[row : row + 1], scratch.codes)
         _sketch_rows(rows[row : row + 1], signs, scratch.sketch)
-        _find_lists(lists, scratch)
-        num_found = _collect(lists, scratch, max_postings)
+        total_bytes = _find_lists(lists, scratch)
+        num_found = _collect(lists, scratch, total_bytes, max_postings, sketches)
         num_candidates[row] = num_found
         num_near = _keep_near(scratch, num_found, sketches, excluded, max_distance)
         _rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
 
 
 @njit(cache=True, nogil=True)
-def _find_lists(lists: _Lists, scratch: _Scratch) -> None:
-    """Where the list of each probe starts and how many bytes it has; bytes that are not there count as none."""
-    buckets_per_part = np.uint64(1) << np.uint64(lists.bits_per_part)
+def _find_lists(lists: _Lists, scratch: _Scratch) -> int:
+    """Where the list of each probe starts and how many bytes it has; returns the bytes of all.
+
+    Bytes that are not there, in a damaged file, count as none.
+    """
     for i in range(scratch.terms.size):
-        part = scratch.terms[i] >> np.uint64(lists.bits_per_part)
-        place = part * (buckets_per_part + np.uint64(1)) + (scratch.terms[i] & (buckets_per_part - np.uint64(1)))
-        start, end = np.int64(lists.offsets[place]), np.int64(lists.offsets[place + np.uint64(1)])
-        scratch.starts[i] = np.int64(lists.part_starts[part]) + start
-        is_sound = start <= end and 0 <= scratch.starts[i] <= lists.postings.size - (end - start)
-        scratch.sizes[i] = end - start if is_sound else 0
+        prefetch(lists.offsets, _place_of(scratch.terms[i], lists.bits_per_part))
+    total = 0
+    for i in range(scratch.terms.size):
+        place = _place_of(scratch.terms[i], lists.bits_per_part)
+        offset, end = np.int64(lists.offsets[place]), np.int64(lists.offsets[place + 1])
+        start = np.int64(lists.part_starts[scratch.terms[i] >> np.uint64(lists.bits_per_part)]) + offset
+        size = end - offset
+        is_sound = size >= 0 and 0 <= start <= lists.postings.size - size
+        scratch.starts[i], scratch.sizes[i] = start, size if is_sound else 0
+        total += scratch.sizes[i]
+        prefetch(lists.postings, start)
+    return total
 
 
 @njit(cache=True, nogil=True)
-def _collect(lists: _Lists, scratch: _Scratch, max_postings: int) -> int:
-    """Distinct docs of all lists and how many lists hold each; returns their number."""
+def _place_of(term: np.uint64, bits_per_part: int) -> np.int64:
+    """Where the offset of a term's list stands: every part has one offset more than buckets."""
+    return np.int64(term + (term >> np.uint64(bits_per_part)))
+
+
+@njit(cache=True, nogil=True)
+def _collect(
+    lists: _Lists, scratch: _Scratch, total_bytes: int, max_postings: int, sketches: NDArray[np.uint64]
+) -> int:
+    """Distinct docs of all lists and how many lists hold each, by open addressing; returns their number."""
     num_found, num_left = 0, max_postings
-    slot_bits = 0
-    while 1 << slot_bits < scratch.slots.size:
+    slot_bits = 4
+    while 1 << slot_bits < 2 * min(total_bytes, max_postings):
         slot_bits += 1
-    last_slot = scratch.slots.size - 1
+    last_slot = (1 << slot_bits) - 1
+    scratch.slots[: last_slot + 1] = -1
     for i in range(scratch.terms.size):
         position, end = scratch.starts[i], scratch.starts[i] + scratch.sizes[i]
         doc = np.int64(0)
@@ -313,31 +332,22 @@ def _collect(lists: _Lists, scratch: _Scratch, max_postings: int) -> int:
                 break
             num_left -= 1
             slot = _first_slot(doc, slot_bits)
-            while True:
-                place = scratch.slots[slot]
-                if place < 0:
-                    scratch.slots[slot] = num_found
-                    scratch.docs[num_found] = doc
-                    scratch.counts[num_found] = 1
-                    num_found += 1
-                    break
-                if scratch.docs[place] == doc:
-                    scratch.counts[place] += 1
-                    break
+            while scratch.slots[slot] >= 0 and scratch.docs[scratch.slots[slot]] != doc:
                 slot = (slot + 1) & last_slot
-    if num_found > scratch.slots.size >> 3:
-        scratch.slots[:] = -1
-        return num_found
-    for i in range(num_found - 1, -1, -1):
-        slot = _first_slot(scratch.docs[i], slot_bits)
-        while scratch.slots[slot] != i:
-            slot = (slot + 1) & last_slot
-        scratch.slots[slot] = -1
+            place = scratch.slots[slot]
+            if place >= 0:
+                scratch.counts[place] += 1
+                continue
+            prefetch(sketches.reshape(-1), doc * sketches.shape[1])
+            scratch.slots[slot] = num_found
+            scratch.docs[num_found] = doc
+            scratch.counts[num_found] = 1
+            num_found += 1
     return num_found
 
 
 @njit(cache=True, nogil=True)
-def _first_slot(doc: int, slot_bits: int) -> int:
+def _first_slot(doc: int, slot_bits: int) -> np.int64:
     """The highest bits of a product: numba widens 32-bit products to 64 bits, so the word is cut first."""
     return np.int64((np.uint64(doc) * _SLOT_FACTOR & _LOW_WORD) >> np.uint64(32 - slot_bits))
 
@@ -360,7 +370,7 @@ def _keep_near(
         # Storing first and counting after keeps the loop free of a branch that nobody can predict.
         scratch.docs[num_near] = doc
         scratch.counts[num_near] = scratch.counts[i]
-        num_near += np.int64(distance) <= max_distance and not (excluded.size > 0 and excluded[doc])
+        num_near += int(distance) <= max_distance and not (excluded.size > 0 and excluded[doc])
     return num_near
 
 
@@ -378,7 +388,11 @@ def _rank(  # noqa: PLR0917 - numba kernels take their arrays one by one
     query = scratch.codes[0]
     square, _ = _dots(query, query)
     num_kept, k = 0, docs.size
+    for i in range(min(num_near, _ROWS_AHEAD)):
+        prefetch_row(codes, scratch.docs[i])
     for i in range(num_near):
+        if i + _ROWS_AHEAD < num_near:
+            prefetch_row(codes, scratch.docs[i + _ROWS_AHEAD])
         doc = scratch.docs[i]
         product, doc_square = _dots(query, codes[doc])
         squares = np.float64(square) * np.float64(doc_square)
@@ -398,7 +412,7 @@ def _rank(  # noqa: PLR0917 - numba kernels take their arrays one by one
 
 @njit(cache=True, nogil=True)
 def _is_better(similarity: np.float32, doc: int, other_similarity: np.float32, other_doc: int) -> bool:
-    return similarity > other_similarity or (similarity == other_similarity and doc < other_doc)
+    return bool(similarity > other_similarity or (similarity == other_similarity and doc < other_doc))
 
 
 @njit(cache=True, nogil=True)

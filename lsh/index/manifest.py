@@ -67,7 +67,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, text: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
-        """The manifest that `to_bytes` wrote; raises GenerationError, which names the file `name`, for anything else."""
+        """The manifest that `to_bytes` wrote; raises GenerationError, which names the file `name`, otherwise."""
         try:
             value = json.loads(text)
             version = value["format_version"]

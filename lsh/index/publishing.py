@@ -100,7 +100,7 @@ def new_generation(index: Path) -> Iterator[Path]:
 
 
 def promote(index: Path, generation_id: str) -> None:
-    """Verify a generation and make it the current one; raises GenerationError and changes nothing if it is not whole."""
+    """Verify a generation and make it current; raises GenerationError and changes nothing if it is not whole."""
     verify_generation(generation_folder(index, generation_id))
     pointer = _read_pointer(index)
     if pointer.current == generation_id:
@@ -121,7 +121,7 @@ def rollback(index: Path) -> str:
 
 
 def collect_garbage(index: Path, keep: int) -> list[str]:
-    """Remove generations made before the current one, but the last `keep` that were current; returns the ids removed."""
+    """Remove generations older than the current one, but the last `keep` that were current; returns the ids removed."""
     pointer = _read_pointer(index)
     if pointer.current is None:
         return []

@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -68,7 +69,7 @@ class GenerationWriter:
         )
         self._is_hashed = np.zeros(num_docs, dtype=np.bool_)
         self._num_clusters: int | None = None
-        self._num_image_ids = 0
+        self._has_image_ids = False
 
     def add_embeddings(self, docs: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Codes, sketches and terms of `embeddings` `(m, dim)`, unit rows, for `docs` `(m,)`; each doc once."""
@@ -93,25 +94,31 @@ class GenerationWriter:
     def write_image_ids(self, image_ids: Iterable[str]) -> None:
         """The image id of every doc, in order of docs."""
         starts = self._create(layout.IMAGE_ID_STARTS, (self.spec.num_docs + 1,))
-        texts: list[bytes] = []
-        size = 0
+        num_ids, size, before, is_ascending = 0, 0, b"", True
         with (self.folder / layout.IMAGE_IDS).open("wb") as file:
             for image_id in image_ids:
                 text = image_id.encode()
-                texts.append(text)
-                size += len(text)
-                if len(texts) > self.spec.num_docs:
+                if num_ids == self.spec.num_docs:
                     raise ParameterError(f"more image ids than num_docs={self.spec.num_docs}; give one for each doc")
-                starts[len(texts)] = size
+                is_ascending &= num_ids == 0 or before < text
+                num_ids, size, before = num_ids + 1, size + len(text), text
+                starts[num_ids] = size
                 file.write(text)
-        if len(texts) != self.spec.num_docs:
-            raise ParameterError(f"{len(texts)} image ids for num_docs={self.spec.num_docs}; give one for each doc")
+        if num_ids != self.spec.num_docs:
+            raise ParameterError(f"{num_ids} image ids for num_docs={self.spec.num_docs}; give one for each doc")
+        order = np.arange(num_ids) if is_ascending else self._order_of_image_ids(starts)
+        self._write(layout.DOCS_BY_IMAGE_ID, order)
+        self._has_image_ids = True
+
+    def _order_of_image_ids(self, starts: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Docs in the order of their image ids, sorted in memory; ids in order, as a catalogue has them, need none."""
+        text = (self.folder / layout.IMAGE_IDS).read_bytes()
+        texts = [text[start:end] for start, end in pairwise(starts.tolist())]
         order = sorted(range(len(texts)), key=texts.__getitem__)
-        for before, after in zip(order, order[1:], strict=False):
-            if texts[before] == texts[after]:
-                raise ParameterError(f"image id {texts[before].decode()!r} is given twice; ids are unique")
-        self._write(layout.DOCS_BY_IMAGE_ID, np.array(order, dtype=np.uint32))
-        self._num_image_ids = len(texts)
+        for doc, next_doc in pairwise(order):
+            if texts[doc] == texts[next_doc]:
+                raise ParameterError(f"image id {texts[doc].decode()!r} is given twice; ids are unique")
+        return np.array(order, dtype=np.int64)
 
     def write_clusters(self, members: NDArray[np.int64], canonicals: NDArray[np.int64]) -> None:
         """Clusters of two or more: each member and its canonical `(m,)`, in the order in which pages show them."""
@@ -121,18 +128,18 @@ class GenerationWriter:
         all_canonicals[members] = canonicals
         self._write(layout.CANONICALS, all_canonicals)
         order = np.lexsort((members != canonicals, canonicals))
-        members, canonicals = members[order], canonicals[order].astype(np.uint64)
-        first = np.flatnonzero(starts_of_runs(canonicals)) if members.size else np.empty(0, dtype=np.int64)
-        if not np.array_equal(members[first], canonicals[first]):
+        first = np.flatnonzero(starts_of_runs(canonicals[order].astype(np.uint64)))
+        heads = canonicals[order[first]]
+        if not np.array_equal(members[order[first]], heads):
             raise ParameterError("a cluster lacks its canonical; give the canonical as a member of itself")
-        self._write(layout.CLUSTER_CANONICALS, canonicals[first])
+        self._write(layout.CLUSTER_CANONICALS, heads)
         self._write(layout.CLUSTER_STARTS, np.append(first, members.size))
-        self._write(layout.CLUSTER_MEMBERS, members)
+        self._write(layout.CLUSTER_MEMBERS, members[order])
         self._num_clusters = int(first.size)
 
     def finish(self) -> Manifest:
         """Write posting lists, centroids and the manifest; from then on the folder is a generation."""
-        if self._num_clusters is None or self._num_image_ids == 0:
+        if self._num_clusters is None or not self._has_image_ids:
             raise ParameterError("image ids and clusters were not written; call write_image_ids and write_clusters")
         num_postings = self._write_postings()
         self._write(layout.CENTROIDS, train_centroids(self._codes, np.flatnonzero(self._is_hashed)))
@@ -170,7 +177,11 @@ class GenerationWriter:
             for table in range(parts.num_tables):
                 counts = _bucket_counts(self._terms[table], self._is_hashed, 1 << parts.bits_per_term)
                 for first_bucket, end_bucket in _ranges(counts, parts.buckets_per_part):
-                    ends = _encode_range(self._terms[table], self._is_hashed, counts, first_bucket, end_bucket, file)
+                    docs, list_starts = _sorted_docs(
+                        self._terms[table], self._is_hashed, first_bucket, counts[first_bucket:end_bucket]
+                    )
+                    data, ends = _encode_lists(docs, list_starts)
+                    file.write(data.tobytes())
                     for first in range(0, end_bucket - first_bucket, parts.buckets_per_part):
                         own = ends[first : first + parts.buckets_per_part + 1]
                         offsets[part] = own - own[0]
@@ -211,27 +222,27 @@ def _ranges(counts: NDArray[np.int64], buckets_per_part: int) -> Iterable[tuple[
     yield first * buckets_per_part, per_part.size * buckets_per_part
 
 
-def _encode_range(
-    terms: NDArray[np.uint32],
-    is_hashed: NDArray[np.bool_],
-    counts: NDArray[np.int64],
-    first_bucket: int,
-    end_bucket: int,
-    file: IO[bytes],
-) -> NDArray[np.uint64]:
-    """Append the lists of a range of buckets to `file`; returns where each ends, `(num_buckets + 1,)` from 0."""
-    list_starts = np.zeros(end_bucket - first_bucket + 1, dtype=np.int64)
-    np.cumsum(counts[first_bucket:end_bucket], out=list_starts[1:])
+def _sorted_docs(
+    terms: NDArray[np.uint32], is_hashed: NDArray[np.bool_], first_bucket: int, counts: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The docs of a range of buckets with `counts` docs each, list after list, and where each list starts and ends."""
+    list_starts = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=list_starts[1:])
     docs = np.empty(int(list_starts[-1]), dtype=np.uint64)
     _place_docs(terms, is_hashed, first_bucket, list_starts[:-1].copy(), docs)
+    return docs, list_starts
+
+
+def _encode_lists(
+    docs: NDArray[np.uint64], list_starts: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """The bytes of all lists, and where each starts and ends in them, `(num_lists + 1,)`."""
     values = gaps(docs)
     first_of_list = list_starts[:-1][np.diff(list_starts) > 0]
     values[first_of_list] = docs[first_of_list]
-    ends_bytes = np.zeros(docs.size + 1, dtype=np.uint64)
-    np.cumsum(encoded_sizes(values), out=ends_bytes[1:])
-    file.write(encode(values).tobytes())
-    ends: NDArray[np.uint64] = ends_bytes[list_starts]
-    return ends
+    ends = np.zeros(docs.size + 1, dtype=np.uint64)
+    np.cumsum(encoded_sizes(values), out=ends[1:])
+    return encode(values), ends[list_starts]
 
 
 @njit(cache=True, nogil=True)

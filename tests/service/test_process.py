@@ -71,7 +71,7 @@ def test_acknowledged_registers_survive_a_kill(index: Path, num_acknowledged: in
 
 
 def test_a_drain_finishes_calls_in_progress(index: Path) -> None:
-    """After SIGTERM no call fails that the server took, the log has all, and the exit code is 0."""
+    """After SIGTERM what was begun is acknowledged, what failed was not begun, and the exit code is 0."""
     failed: list[str] = []
     acknowledged: list[int] = []
     numbers = iter(range(len(NEW)))
@@ -97,7 +97,7 @@ def test_a_drain_finishes_calls_in_progress(index: Path) -> None:
         for thread in threads:
             thread.join()
 
-    assert set(failed) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    assert set(failed) <= {"UNAVAILABLE", "CANCELLED"}
     with server_process(index.parent, "--embedding-only") as server, NearDupClient(server.address) as client:
         assert client.status().num_live == len(acknowledged)
 
