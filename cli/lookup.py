@@ -41,10 +41,9 @@ def command(
     if not images and not image_ids:
         raise click.UsageError("give IMAGE files, or --id with the id of a known image")
     with open_client(**connection) as client:
-        for name, query in [
-            *((str(path), path) for path in images),
-            *((image_id, image_id) for image_id in image_ids),
-        ]:
+        queries: list[tuple[str, Path | str]] = [(str(path), path) for path in images]
+        queries += [(image_id, image_id) for image_id in image_ids]
+        for name, query in queries:
             content = query if isinstance(query, str) else query.read_bytes()
             response = client.lookup(content, k=k, min_score=min_score)
             click.echo(json.dumps(_as_json(name, response)) if json_output else _as_text(name, response))
@@ -75,7 +74,7 @@ def _as_text(name: str, response: pb.LookupResponse) -> str:
     from cli.report.wording import visible
 
     if not response.matches:
-        return f"{visible(name)}: not seen before"
+        return f"{visible(name)}: no near-duplicate is known"
     lines = [f"{visible(name)}: a near-duplicate of {visible(response.matches[0].canonical_id)}"]
     lines += [f"  {match.score:.4f}  {visible(match.image_id)}" for match in response.matches]
     return "\n".join(lines)

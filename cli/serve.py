@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,8 @@ def command(
     log_level: str,
 ) -> None:
     certificates = _certificates(certificate, key, client_authority, tokens, insecure=insecure)
+    # Decoders are started by fork and exec; gRPC reads this when it is imported, and need not prepare for a fork.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from embed.decoding import ImageLimits
     from service.decoding_pool import DecodingLimits
     from service.server import run_server

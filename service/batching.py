@@ -79,7 +79,7 @@ class Batcher(Generic[Item, Result]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._limits.max_batch:
             item, told = self._waiting.popleft()
             if not told.done():

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 import numpy as np
@@ -24,6 +24,7 @@ from service import neardup_pb2 as pb
 from service import neardup_pb2_grpc
 from service.errors import CallFailed, SettingsError
 
+Response = TypeVar("Response")
 Image = bytes
 Embedding = NDArray[np.float32]
 Query = Image | Embedding | str
@@ -109,7 +110,7 @@ class NearDupClient:
 
     def lookup(self, query: Query, *, k: int = 10, min_score: float | None = None) -> pb.LookupResponse:
         """The known images most similar to a query; raises CallFailed."""
-        return self._call(self._neardup.Lookup, lookup_request(query, k=k, min_score=min_score))
+        return self._call(self._neardup.Lookup, lookup_request(query, k=k, min_score=min_score), pb.LookupResponse)
 
     def lookup_many(self, requests: Iterable[pb.LookupRequest]) -> Iterator[pb.LookupStreamResponse]:
         """Answers in the order of the requests, on one stream; `lookup_request` makes them."""
@@ -120,24 +121,28 @@ class NearDupClient:
 
     def register(self, image_id: str, query: Query) -> pb.RegisterResponse:
         """Make an image findable under a key of yours; raises CallFailed."""
-        return self._call(self._neardup.Register, pb.RegisterRequest(image_id=image_id, query=query_message(query)))
+        return self._call(
+            self._neardup.Register,
+            pb.RegisterRequest(image_id=image_id, query=query_message(query)),
+            pb.RegisterResponse,
+        )
 
     def lookup_or_register(
         self, image_id: str, query: Query, *, k: int = 10, min_score: float | None = None
     ) -> pb.LookupOrRegisterResponse:
         """Register an image unless a near-duplicate is known; raises CallFailed."""
         request = pb.LookupOrRegisterRequest(image_id=image_id, query=query_message(query), k=k, min_score=min_score)
-        return self._call(self._neardup.LookupOrRegister, request)
+        return self._call(self._neardup.LookupOrRegister, request, pb.LookupOrRegisterResponse)
 
     def remove(self, image_id: str) -> pb.RemoveResponse:
         """Take an image out of every later answer; raises CallFailed."""
-        return self._call(self._neardup.Remove, pb.RemoveRequest(image_id=image_id))
+        return self._call(self._neardup.Remove, pb.RemoveRequest(image_id=image_id), pb.RemoveResponse)
 
     def cluster(self, image_id: str, *, page_size: int = 1000) -> Iterator[str]:
         """The image ids of the cluster of an image, page after page; raises CallFailed."""
         request = pb.GetClusterRequest(image_id=image_id, page_size=page_size)
         while True:
-            page = self._call(self._neardup.GetCluster, request)
+            page = self._call(self._neardup.GetCluster, request, pb.GetClusterResponse)
             yield from page.image_ids
             if not page.next_page_token:
                 return
@@ -145,19 +150,21 @@ class NearDupClient:
 
     def status(self) -> pb.StatusResponse:
         """What is being served; raises CallFailed."""
-        return self._call(self._neardup.Status, pb.StatusRequest())
+        return self._call(self._neardup.Status, pb.StatusRequest(), pb.StatusResponse)
 
     def generations(self) -> list[pb.GenerationEntry]:
         """The generations of the workspace, newest first; raises CallFailed."""
-        return list(self._call(self._admin.ListGenerations, pb.ListGenerationsRequest()).generations)
+        return list(
+            self._call(self._admin.ListGenerations, pb.ListGenerationsRequest(), pb.ListGenerationsResponse).generations
+        )
 
     def promote(self, generation_id: str) -> pb.PromoteResponse:
         """Serve another generation; raises CallFailed."""
-        return self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id))
+        return self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse)
 
     def rollback(self) -> pb.PromoteResponse:
         """Serve the generation before; raises CallFailed."""
-        return self._call(self._admin.Rollback, pb.RollbackRequest())
+        return self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse)
 
     def close(self) -> None:
         self._channel.close()
@@ -170,9 +177,10 @@ class NearDupClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Any, request: Any, _: type[Response]) -> Response:
         try:
-            return method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
+            response: Response = method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
+            return response
         except grpc.RpcError as error:
             raise call_failed(error, self.connection) from error
 
@@ -192,7 +200,9 @@ class AsyncNearDupClient:
 
     async def lookup(self, query: Query, *, k: int = 10, min_score: float | None = None) -> pb.LookupResponse:
         """The known images most similar to a query; raises CallFailed."""
-        return await self._call(self._neardup.Lookup, lookup_request(query, k=k, min_score=min_score))
+        return await self._call(
+            self._neardup.Lookup, lookup_request(query, k=k, min_score=min_score), pb.LookupResponse
+        )
 
     async def lookup_many(self, requests: AsyncIterable[pb.LookupRequest]) -> AsyncIterator[pb.LookupStreamResponse]:
         """Answers in the order of the requests, on one stream; `lookup_request` makes them."""
@@ -205,24 +215,24 @@ class AsyncNearDupClient:
     async def register(self, image_id: str, query: Query) -> pb.RegisterResponse:
         """Make an image findable under a key of yours; raises CallFailed."""
         request = pb.RegisterRequest(image_id=image_id, query=query_message(query))
-        return await self._call(self._neardup.Register, request)
+        return await self._call(self._neardup.Register, request, pb.RegisterResponse)
 
     async def lookup_or_register(
         self, image_id: str, query: Query, *, k: int = 10, min_score: float | None = None
     ) -> pb.LookupOrRegisterResponse:
         """Register an image unless a near-duplicate is known; raises CallFailed."""
         request = pb.LookupOrRegisterRequest(image_id=image_id, query=query_message(query), k=k, min_score=min_score)
-        return await self._call(self._neardup.LookupOrRegister, request)
+        return await self._call(self._neardup.LookupOrRegister, request, pb.LookupOrRegisterResponse)
 
     async def remove(self, image_id: str) -> pb.RemoveResponse:
         """Take an image out of every later answer; raises CallFailed."""
-        return await self._call(self._neardup.Remove, pb.RemoveRequest(image_id=image_id))
+        return await self._call(self._neardup.Remove, pb.RemoveRequest(image_id=image_id), pb.RemoveResponse)
 
     async def cluster(self, image_id: str, *, page_size: int = 1000) -> AsyncIterator[str]:
         """The image ids of the cluster of an image, page after page; raises CallFailed."""
         request = pb.GetClusterRequest(image_id=image_id, page_size=page_size)
         while True:
-            page = await self._call(self._neardup.GetCluster, request)
+            page = await self._call(self._neardup.GetCluster, request, pb.GetClusterResponse)
             for member in page.image_ids:
                 yield member
             if not page.next_page_token:
@@ -231,19 +241,23 @@ class AsyncNearDupClient:
 
     async def status(self) -> pb.StatusResponse:
         """What is being served; raises CallFailed."""
-        return await self._call(self._neardup.Status, pb.StatusRequest())
+        return await self._call(self._neardup.Status, pb.StatusRequest(), pb.StatusResponse)
 
     async def generations(self) -> list[pb.GenerationEntry]:
         """The generations of the workspace, newest first; raises CallFailed."""
-        return list((await self._call(self._admin.ListGenerations, pb.ListGenerationsRequest())).generations)
+        return list(
+            (
+                await self._call(self._admin.ListGenerations, pb.ListGenerationsRequest(), pb.ListGenerationsResponse)
+            ).generations
+        )
 
     async def promote(self, generation_id: str) -> pb.PromoteResponse:
         """Serve another generation; raises CallFailed."""
-        return await self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id))
+        return await self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse)
 
     async def rollback(self) -> pb.PromoteResponse:
         """Serve the generation before; raises CallFailed."""
-        return await self._call(self._admin.Rollback, pb.RollbackRequest())
+        return await self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -256,9 +270,12 @@ class AsyncNearDupClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Any, request: Any) -> Any:
+    async def _call(self, method: Any, request: Any, _: type[Response]) -> Response:
         try:
-            return await method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
+            response: Response = await method(
+                request, timeout=self.connection.timeout_s, metadata=self.connection.metadata
+            )
+            return response
         except grpc.RpcError as error:
             raise call_failed(error, self.connection) from error
 
@@ -280,7 +297,7 @@ def query_message(query: Query) -> pb.Query:
 def call_failed(error: Any, connection: Connection) -> CallFailed:
     """The error of a call: gRPC's status code, where, and what was said there."""
     code = error.code().name
-    return CallFailed(code, f"{connection.address} answered {code}: {error.details()}")
+    return CallFailed(code, f"the call to {connection.address} failed with {code}: {error.details()}")
 
 
 def _connection(given: Connection | str) -> Connection:

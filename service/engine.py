@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from lsh.codes import quantize
 from lsh.errors import LshError
-from lsh.index.generation import Generation, Manifest, open_generation, verify_generation
+from lsh.index.generation import Generation, open_generation, verify_generation
+from lsh.index.manifest import Manifest
 from service.errors import (
     GenerationChanged,
     GenerationRefused,
@@ -150,7 +151,7 @@ class Engine:
         page = served.cluster(image_id, offset=offset, limit=limit)
         return page, "" if page.next_offset is None else f"{generation_id}/{page.next_offset}"
 
-    def switch(self, generation_folder: Path, *, before: Callable[[], None] | None = None) -> Switched:
+    def switch(self, generation_folder: Path, *, before: Callable[[], object] | None = None) -> Switched:
         """Verify, load and warm a generation beside the served one, call `before`, then serve it.
 
         Raises GenerationRefused, with the old one served on, when it is damaged or of another embedder, and LogError

@@ -71,9 +71,10 @@ class LiveIndex:
         with self._lock:
             self._index.remove_ids(np.ascontiguousarray(rows, dtype=np.int64))
 
-    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """`(n, dim)` int8 codes of `(n,)` rows."""
-        return self._codes[rows]
+    def code(self, row: int) -> NDArray[np.int8]:
+        """The `(dim,)` int8 code of a row."""
+        code: NDArray[np.int8] = self._codes[row]
+        return code
 
     def search(self, embeddings: NDArray[np.float32], *, k: int, min_similarity: float) -> LiveFound:
         """The `k` most similar rows of at least `min_similarity` for each of `(n, dim)` float32 unit rows."""
@@ -114,7 +115,8 @@ def unit_rows(codes: NDArray[np.int8]) -> NDArray[np.float32]:
     """`(n, dim)` int8 codes -> `(n, dim)` float32 rows of length 1; a row of zeros stays zeros."""
     rows = codes.astype(np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=rows, where=lengths > 0)
+    unit: NDArray[np.float32] = np.divide(rows, lengths, out=rows, where=lengths > 0)
+    return unit
 
 
 @njit(cache=True, nogil=True)

@@ -106,11 +106,12 @@ class Served:
         """The `(dim,)` int8 code of a known image."""
         row = self.uploads.row_of(image_id)
         if row is not None:
-            return self.uploads.index.codes(np.array([row]))[0]
+            return self.uploads.index.code(row)
         doc = self.generation.doc_of(image_id)
         if doc is None or self.uploads.is_removed[doc]:
             return None
-        return self.generation.codes(np.array([doc]))[0]
+        code: NDArray[np.int8] = self.generation.codes(np.array([doc]))[0]
+        return code
 
     def is_same_image(self, image_id: str, embedding: NDArray[np.float32]) -> bool:
         """Whether a known image has this `(dim,)` embedding."""
@@ -123,7 +124,10 @@ class Served:
     def embedding_of(self, image_id: str) -> NDArray[np.float32] | None:
         """The `(dim,)` float32 embedding of a known image, as its code has it."""
         code = self.code_of(image_id)
-        return None if code is None else unit_rows(code[None])[0]
+        if code is None:
+            return None
+        embedding: NDArray[np.float32] = unit_rows(code[None])[0]
+        return embedding
 
     def canonical_of(self, image_id: str) -> str:
         """The image that stands for a known image."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from service.image_embedding import load_image_embedding
 from service.json_logs import configure_logs
 from service.lookup_servicer import LookupServicer
 from service.metrics import Metrics
-from service.settings import ServeSettings, host_and_port
+from service.settings import ServeSettings, host_and_port, is_loopback
 from service.tokens import Tokens
 from service.traces import Traces
 
@@ -71,6 +70,8 @@ class Server:
         except BaseException:
             await self._cleanup.aclose()
             raise
+        if self._credentials is None and not is_loopback(self.settings.listen):
+            log.warning("calls from other machines are not encrypted", extra={"listen": self.settings.listen})
         served = self._engine.served
         log.info(
             "serving",
@@ -157,8 +158,6 @@ class Server:
 def run_server(settings: ServeSettings, *, log_level: str = "info") -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises what `Server` raises."""
     configure_logs(log_level)
-    # Decoders are started by fork and exec; gRPC need not prepare for the fork, and would say so in the log.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     uvloop.run(_serve(settings))
 
 

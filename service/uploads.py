@@ -63,8 +63,7 @@ class Uploads:
         row = self._row_of.get(image_id)
         if row is None:
             return None
-        code = self.index.codes(np.array([row]))[0]
-        return LogEntry(image_id, code.tobytes(), self._cluster_of[row])
+        return LogEntry(image_id, self.index.code(row).tobytes(), self._cluster_of[row])
 
     def restore_doc(self, image_id: str) -> None:
         """Take the removal of a generation's image back, because it did not reach the log."""

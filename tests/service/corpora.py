@@ -21,7 +21,8 @@ MIN_SCORE = 0.8
 def random_embeddings(num: int, *, seed: int = 0) -> NDArray[np.float32]:
     """`(num, DIM)` float32 unit rows, far from each other."""
     rows = np.random.default_rng(seed).normal(size=(num, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def near(embedding: NDArray[np.float32], similarity: float, *, seed: int = 0) -> NDArray[np.float32]:
@@ -29,7 +30,8 @@ def near(embedding: NDArray[np.float32], similarity: float, *, seed: int = 0) ->
     noise = np.random.default_rng(seed).normal(size=embedding.size)
     noise -= (noise @ embedding) * embedding
     noise /= np.linalg.norm(noise)
-    return (similarity * embedding + np.sqrt(1 - similarity**2) * noise).astype(np.float32)
+    row: NDArray[np.float32] = (similarity * embedding + np.sqrt(1 - similarity**2) * noise).astype(np.float32)
+    return row
 
 
 def image_ids(num: int, *, prefix: str = "image") -> list[str]:

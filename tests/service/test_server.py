@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -118,11 +119,13 @@ def test_a_stream_answers_before_the_next_request(serve: Serve) -> None:
         (lambda: lookup_request(""), "image_id has 0 bytes"),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(serve: Serve, request_of: object, message: str) -> None:
+def test_a_wrong_request_is_told_what_is_wrong(
+    serve: Serve, request_of: Callable[[], pb.LookupRequest], message: str
+) -> None:
     """INVALID_ARGUMENT, with the value and the range."""
     with serve() as running, grpc.insecure_channel(running.address) as channel:
         with pytest.raises(grpc.RpcError) as failed:
-            neardup_pb2_grpc.NearDupStub(channel).Lookup(request_of(), timeout=10)  # type: ignore[operator]
+            neardup_pb2_grpc.NearDupStub(channel).Lookup(request_of(), timeout=10)
 
         assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert message in failed.value.details()
@@ -132,7 +135,7 @@ def test_codes_tell_errors_apart(serve: Serve) -> None:
     """Unknown images, taken ids, images without an embedder, foreign page tokens and unknown generations."""
     with serve() as running, running.client() as client:
         client.register("new", NEW[0])
-        expected = {
+        expected: dict[str, Callable[[], object]] = {
             "NOT_FOUND": lambda: client.lookup("nobody"),
             "ALREADY_EXISTS": lambda: client.register("new", NEW[1]),
             "INVALID_ARGUMENT": lambda: client.register("newer", "new"),
@@ -141,7 +144,12 @@ def test_codes_tell_errors_apart(serve: Serve) -> None:
             with pytest.raises(CallFailed) as failed:
                 call()
             assert failed.value.code == code
-        for call in (lambda: client.lookup(b"\xff\xd8"), lambda: client.promote("nope"), client.rollback):
+        refused: list[Callable[[], object]] = [
+            lambda: client.lookup(b"\xff\xd8"),
+            lambda: client.promote("nope"),
+            client.rollback,
+        ]
+        for call in refused:
             with pytest.raises(CallFailed) as failed:
                 call()
             assert failed.value.code == "FAILED_PRECONDITION"
