@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from lsh.codes import _dot, quantize
 
-EXHAUSTIVE: Final = 8192
-MIN_PROBES: Final = 16
+EXHAUSTIVE: Final = 4096
+MIN_PROBES: Final = 8
 _MANY: Final = 1024
 _SHORTLIST: Final = 4
 """Times k rows are taken from FAISS, whose float16 similarities order near ties otherwise than the codes do."""

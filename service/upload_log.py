@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -93,10 +93,11 @@ class UploadLog:
 
     def registered(self, *, block_size: int = 8192) -> Iterator[list[LogEntry]]:
         """The images whose last entry registers them, oldest first, in blocks; the log can be written between them."""
-        seq = 0
-        while rows := self._query(_REGISTERED, (seq, block_size)):
-            seq = rows[-1][0]
-            yield [LogEntry(*row[1:]) for row in rows]
+        with ThreadPoolExecutor(1) as reader:
+            block = reader.submit(self._query, _REGISTERED, (0, block_size))
+            while rows := block.result():
+                block = reader.submit(self._query, _REGISTERED, (rows[-1][0], block_size))
+                yield [LogEntry(*row[1:]) for row in rows]
 
     def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None:
         """Delete the entries of these images up to a sequence number; raises LogError."""
