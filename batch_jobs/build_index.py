@@ -39,7 +39,7 @@ from lsh.index.writing import GenerationSpec, GenerationWriter
 
 STEP = "index"
 NUM_TABLES = 16
-PROBES_PER_TABLE = 14
+PROBES_PER_TABLE = 12
 DOCS_PER_BATCH = 16_384
 
 

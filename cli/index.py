@@ -53,7 +53,7 @@ def _shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--tables", type=click.IntRange(1, 256), help="Hash tables. More find more and take more bytes. [default: 16]"
 )
 @click.option(
-    "--probes", type=click.IntRange(1, 256), help="Buckets a lookup visits in each table, on average. [default: 14]"
+    "--probes", type=click.IntRange(1, 256), help="Buckets a lookup visits in each table, on average. [default: 12]"
 )
 @click.option("--promote", "is_promoted", is_flag=True, help="Make the new generation the current one.")
 def build(

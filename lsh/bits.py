@@ -1,7 +1,7 @@
-"""Words of 64 bits: population count and a mixing function, as numba kernels.
+"""Words of 64 bits: population count and a mixing function, and the bits of a float, as numba kernels.
 
-The ground floor of `lsh`: sketches and candidates count differing bits, blocks and candidates mix terms. numba has no
-`bitwise_count`, so an intrinsic reaches LLVM's `ctpop`.
+The ground floor of `lsh`: sketches and candidates count differing bits, blocks and candidates mix terms, probes order
+floats as words. numba has no `bitwise_count`, so an intrinsic reaches LLVM's `ctpop`.
 
 Source of `mix64`: the finaliser of SplitMix64, Steele, Lea and Flood, OOPSLA 2014,
 https://doi.org/10.1145/2660193.2660195.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -30,6 +31,16 @@ def count_ones(typing_context: Any, word: Any) -> tuple[Any, Callable[..., Any]]
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def bits_of(typing_context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """The bits of a float32 as uint32, in the order of the floats where none is negative; only in a kernel."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
 
 
 @njit(cache=True, nogil=True)

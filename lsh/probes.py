@@ -19,15 +19,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from lsh.bits import bits_of
 from lsh.errors import ParameterError
 from lsh.rotations import LANES, checked_embeddings, rotate_row, rotations_in_lanes
 from lsh.terms import MAX_TABLES, TermHasher, TermParams
 
 MAX_PROBES = 1 << 16
-RANKS_PER_POLYTOPE = 8
-_RANK_BITS = np.uint64(3)
+RANKS_PER_POLYTOPE = 4
+_RANK_BITS = np.uint64(2)
 _TABLE_BITS = np.uint64(10)
 _LOW_TABLE = np.uint64(MAX_TABLES - 1)
+_STATE_BITS = np.uint64(32)
+_LOW_STATE = np.uint64((1 << 32) - 1)
 _LOW_RANK = np.uint64(RANKS_PER_POLYTOPE - 1)
 
 
@@ -48,8 +51,7 @@ class ProbeScratch(NamedTuple):
     rotated: NDArray[np.float32]
     vertices: NDArray[np.int32]
     losses: NDArray[np.float32]
-    heap_losses: NDArray[np.float32]
-    heap_states: NDArray[np.uint64]
+    heap: NDArray[np.uint64]
 
 
 def probe_plan(params: TermParams, num_probes: int) -> ProbePlan:
@@ -83,15 +85,14 @@ def probe_scratch(plan: ProbePlan) -> ProbeScratch:
         rotated=np.empty((plan.signs.shape[0], plan.signs.shape[2]), dtype=np.float32),
         vertices=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.int32),
         losses=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.float32),
-        heap_losses=np.empty(heap_size, dtype=np.float32),
-        heap_states=np.empty(heap_size, dtype=np.uint64),
+        heap=np.empty(heap_size, dtype=np.uint64),
     )
 
 
 def probes(embeddings: NDArray[np.float32], params: TermParams, num_probes: int) -> NDArray[np.uint64]:
     """`(n, dim)` float32 -> `(n, num_probes)` uint64 terms, those that lose least first.
 
-    The first `num_tables` are the terms of the row itself. At each polytope the 8 nearest vertices are considered.
+    The first `num_tables` are the terms of the row itself. At each polytope the 4 nearest vertices are considered.
     Raises ParameterError as `probe_plan` does, and for another shape, NaN or infinity.
     """
     rows = checked_embeddings(embeddings, dim=params.dim)
@@ -198,18 +199,18 @@ def _rank_vertices(
 
 @njit(cache=True, nogil=True)
 def _visit_in_order(plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
-    """Best-first over states: a rank at each polytope of a table, 3 bits each, above the number of the table.
+    """Best-first over states: a rank at each polytope of a table, 2 bits each, above the number of the table.
 
-    A state's successors raise the rank at its last raised polytope or at one after it, so each state has one
-    predecessor, which loses no more: the heap yields all states in the order of loss, then of the packed word.
+    The heap holds words: what a state loses, as the bits of a float that is not negative, above the state. A state's
+    successors raise the rank at its last raised polytope or at one after it, so each state has one predecessor, which
+    loses no more: the heap yields all states in the order of loss, then of the state.
     """
-    num_positions = plan.polytope_dims.size
-    size = 0
-    for first_table in range(plan.num_tables):
-        size = _push(scratch, size, np.float32(0.0), np.uint64(first_table))
+    heap, num_positions = scratch.heap, plan.polytope_dims.size
+    size = plan.num_tables
+    for number in range(size):
+        heap[number] = np.uint64(number)  # Ascending, so a heap already.
     for i in range(terms.size):
-        state = scratch.heap_states[0]
-        size = _drop_first(scratch, size)
+        state = heap[0] & _LOW_STATE
         table = np.int64(state & _LOW_TABLE)
         bucket, last_raised = np.uint64(0), 0
         for position in range(num_positions):
@@ -220,11 +221,21 @@ def _visit_in_order(plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.ui
             if rank > 0:
                 last_raised = position
         terms[i] = np.uint64(table) << np.uint64(plan.bits_per_term) | bucket
+        is_replaced = False
         for position in range(last_raised, num_positions):
             num_ranks = min(2 * plan.polytope_dims[position], RANKS_PER_POLYTOPE)
-            if _rank_at(state, position, num_positions) + 1 < num_ranks:
-                successor = state + (np.uint64(1) << _rank_shift(position, num_positions))
-                size = _push(scratch, size, _lost(successor, table, num_positions, scratch.losses), successor)
+            if _rank_at(state, position, num_positions) + 1 == num_ranks:
+                continue
+            successor = _word(state + (np.uint64(1) << _rank_shift(position, num_positions)), num_positions, scratch)
+            if is_replaced:
+                _sift_up(heap, size, successor)
+                size += 1
+            else:
+                _sift_down(heap, size, successor)
+                is_replaced = True
+        if not is_replaced:
+            size -= 1
+            _sift_down(heap, size, heap[size])
 
 
 @njit(cache=True, nogil=True)
@@ -238,43 +249,36 @@ def _rank_shift(position: int, num_positions: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _lost(state: np.uint64, table: np.int64, num_positions: int, losses: NDArray[np.float32]) -> np.float32:
+def _word(state: np.uint64, num_positions: int, scratch: ProbeScratch) -> np.uint64:
+    """What `state` loses, above `state`."""
+    first = np.int64(state & _LOW_TABLE) * num_positions
     lost = np.float32(0.0)
     for position in range(num_positions):
-        lost += losses[table * num_positions + position, _rank_at(state, position, num_positions)]
-    return lost
+        lost += scratch.losses[first + position, _rank_at(state, position, num_positions)]
+    return np.uint64(bits_of(lost)) << _STATE_BITS | state
 
 
 @njit(cache=True, nogil=True)
-def _push(scratch: ProbeScratch, size: int, lost: np.float32, state: np.uint64) -> int:
-    losses, states = scratch.heap_losses, scratch.heap_states
-    child = size
-    while child > 0:
-        parent = (child - 1) // 2
-        if losses[parent] < lost or (losses[parent] == lost and states[parent] < state):
+def _sift_up(heap: NDArray[np.uint64], place: int, word: np.uint64) -> None:
+    """Puts `word` at the end of a heap, at `place`, and moves it up."""
+    while place > 0:
+        parent = (place - 1) >> 1
+        if heap[parent] <= word:
             break
-        losses[child], states[child] = losses[parent], states[parent]
-        child = parent
-    losses[child], states[child] = lost, state
-    return size + 1
+        heap[place] = heap[parent]
+        place = parent
+    heap[place] = word
 
 
 @njit(cache=True, nogil=True)
-def _drop_first(scratch: ProbeScratch, size: int) -> int:
-    losses, states = scratch.heap_losses, scratch.heap_states
-    size -= 1
-    lost, state = losses[size], states[size]
-    parent = 0
-    while 2 * parent + 1 < size:
-        child = 2 * parent + 1
-        if child + 1 < size and (
-            losses[child + 1] < losses[child]
-            or (losses[child + 1] == losses[child] and states[child + 1] < states[child])
-        ):
+def _sift_down(heap: NDArray[np.uint64], size: int, word: np.uint64) -> None:
+    """Replaces the first of `size` words by `word` and moves it down."""
+    place, child = 0, 1
+    while child < size:
+        if child + 1 < size and heap[child + 1] < heap[child]:
             child += 1
-        if lost < losses[child] or (lost == losses[child] and state < states[child]):
+        if word <= heap[child]:
             break
-        losses[parent], states[parent] = losses[child], states[child]
-        parent = child
-    losses[parent], states[parent] = lost, state
-    return size
+        heap[place] = heap[child]
+        place, child = child, 2 * child + 1
+    heap[place] = word

@@ -254,7 +254,7 @@ def _find_image_ids(  # noqa: PLR0917 - numba kernels take their arrays one by o
 
 
 @njit(cache=True, nogil=True)
-def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
+def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> np.int64:
     """Negative, 0 or positive as `left` sorts before, is or sorts after `right`."""
     for i in range(min(left.size, right.size)):
         if left[i] != right[i]:

@@ -12,7 +12,7 @@ import pytest
 
 import lsh
 
-MODULES = [module.name for module in pkgutil.iter_modules(lsh.__path__, "lsh.")]
+MODULES = [module.name for module in pkgutil.walk_packages(lsh.__path__, "lsh.")]
 
 
 def test_importing_lsh_loads_nothing_heavy() -> None:

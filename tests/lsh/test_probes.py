@@ -12,9 +12,9 @@ from lsh.terms import TermHasher, TermParams
 
 SMALL = TermParams(num_tables=3, dim=60, num_polytopes=2, polytope_dim=16, last_polytope_dim=2)
 CASES = [
-    (SMALL, 90),
+    (SMALL, 48),
     (TermParams(num_tables=3, dim=8, num_polytopes=3, polytope_dim=4, last_polytope_dim=1), 60),
-    (TermParams(num_tables=20, dim=20, num_polytopes=1, polytope_dim=64), 160),
+    (TermParams(num_tables=20, dim=20, num_polytopes=1, polytope_dim=64), 80),
     (TermParams(num_tables=40, dim=64, num_polytopes=2, polytope_dim=64, last_polytope_dim=8), 100),
 ]
 
@@ -54,7 +54,7 @@ def test_more_probes_only_add_buckets() -> None:
     """A longer sequence starts with the shorter one."""
     rows = random_rows(10, SMALL.dim)
 
-    np.testing.assert_array_equal(probes(rows, SMALL, 50)[:, :20], probes(rows, SMALL, 20))
+    np.testing.assert_array_equal(probes(rows, SMALL, 40)[:, :20], probes(rows, SMALL, 20))
 
 
 def test_probes_find_more_of_the_near_than_twice_the_tables() -> None:
@@ -77,8 +77,8 @@ def test_probes_find_more_of_the_near_than_twice_the_tables() -> None:
     ("params", "num_probes", "message"),
     [
         (TermParams(family="hyperplane"), 100, "family='hyperplane' has no probes"),
-        (SMALL, 2, "num_probes=2 is out of range 3..96"),
-        (SMALL, 97, "num_probes=97 is out of range 3..96"),
+        (SMALL, 2, "num_probes=2 is out of range 3..48"),
+        (SMALL, 49, "num_probes=49 is out of range 3..48"),
     ],
 )
 def test_probes_that_cannot_be_are_refused(params: TermParams, num_probes: int, message: str) -> None:

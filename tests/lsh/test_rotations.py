@@ -7,7 +7,16 @@ import pytest
 from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
-from lsh.rotations import LANES, NUM_ROUNDS, checked_embeddings, load_lanes, rotate_lanes, rotation_signs
+from lsh.rotations import (
+    LANES,
+    NUM_ROUNDS,
+    checked_embeddings,
+    load_lanes,
+    rotate_lanes,
+    rotate_row,
+    rotation_signs,
+    rotations_in_lanes,
+)
 
 GOLDEN_SIGNS = [
     "-+-++-+++--+-+++++--+-+--+-++++-",
@@ -42,6 +51,19 @@ def test_a_rotation_equals_its_product_of_matrices(dim: int) -> None:
         matrix = hadamard(dim) @ np.diag(signs[number].astype(np.float64)) @ matrix
 
     np.testing.assert_allclose(rotate(rows, signs), rows.astype(np.float64) @ matrix.T, rtol=1e-4, atol=1e-3 * dim**1.5)
+
+
+@pytest.mark.parametrize(("dim", "num_rotations", "width"), [(1, 1, 1), (64, 12, 60), (256, 16, 256), (32, 35, 8)])
+def test_all_rotations_of_one_row_are_those_of_many_rows(dim: int, num_rotations: int, width: int) -> None:
+    """With rotations in the lanes a row gets, bit for bit, what it gets among fifteen others."""
+    rows = np.random.default_rng(dim).standard_normal((16, width)).astype(np.float32)
+    signs = rotation_signs(num_rotations=num_rotations, dim=dim, seed=3, stream=1)
+    in_lanes = rotations_in_lanes(signs)
+    rotated = np.empty((len(in_lanes), dim * LANES), np.float32)
+    rotate_row(rows[5], in_lanes, rotated)
+    by_rotation = rotated.reshape(-1, dim, LANES).transpose(0, 2, 1).reshape(-1, dim)[:num_rotations]
+
+    np.testing.assert_array_equal(by_rotation, np.stack([rotate(rows, one)[5] for one in signs]))
 
 
 def test_a_rotation_keeps_angles() -> None:
