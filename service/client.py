@@ -153,7 +153,7 @@ class NearDupClient:
         return self._call(self._neardup.Status, pb.StatusRequest(), pb.StatusResponse)
 
     def generations(self) -> list[pb.GenerationEntry]:
-        """The generations of the workspace, newest first; raises CallFailed."""
+        """The generations of the workspace, oldest first; raises CallFailed."""
         return list(
             self._call(self._admin.ListGenerations, pb.ListGenerationsRequest(), pb.ListGenerationsResponse).generations
         )
@@ -244,7 +244,7 @@ class AsyncNearDupClient:
         return await self._call(self._neardup.Status, pb.StatusRequest(), pb.StatusResponse)
 
     async def generations(self) -> list[pb.GenerationEntry]:
-        """The generations of the workspace, newest first; raises CallFailed."""
+        """The generations of the workspace, oldest first; raises CallFailed."""
         return list(
             (
                 await self._call(self._admin.ListGenerations, pb.ListGenerationsRequest(), pb.ListGenerationsResponse)

@@ -397,7 +397,7 @@ class AdminServicer:
     """
 
     def ListGenerations(self, request, context):
-        """The generations of the workspace, newest first.
+        """The generations of the workspace, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

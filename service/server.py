@@ -108,6 +108,7 @@ class Server:
         lookups = LookupServicer(self._engine, images, calls=calls, metrics=self.metrics, limits=settings.limits)
         cleanup.callback(lookups.close)
         admin = AdminServicer(self._engine, settings.index, calls=calls, metrics=self.metrics)
+        cleanup.callback(admin.close)
         neardup_pb2_grpc.add_NearDupServicer_to_server(lookups, self._server)
         neardup_pb2_grpc.add_AdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
