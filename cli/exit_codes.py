@@ -19,4 +19,5 @@ class ExitCode(IntEnum):
     TRAINING = 8
     EVALUATION = 9
     MODEL = 10
+    SERVICE = 11
     INTERRUPTED = 130

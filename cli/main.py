@@ -24,6 +24,10 @@ COMMANDS = {
     "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "models": ("cli.models", "Say which models there are, and what each was trained on."),
+    "serve": ("cli.serve", "Serve lookups over gRPC: was this image seen before?"),
+    "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
+    "register": ("cli.register", "Make images findable on a server."),
+    "remove": ("cli.remove", "Take images out of a server's answers."),
 }
 
 FLOW = """\
@@ -42,6 +46,8 @@ The usual flow:
   neardup train-embedder photos/ --output my-embedder/
   neardup models list                         which models there are, and where they come from
   neardup index build --promote               an index of the newest clusters, for lookups
+  neardup serve --insecure                    lookups over gRPC, from this machine only
+  neardup lookup upload.jpg                   was it seen before?
 
 \b
 Every option of COMMAND can also be set in the environment as
@@ -105,6 +111,7 @@ def exit_code_of(error: Exception) -> ExitCode:
     from cli.report.errors import ReportError
     from embed import errors as embed
     from lsh import errors as lsh
+    from service import errors as service
 
     codes: dict[type[Exception], ExitCode] = {
         batch.SourceError: ExitCode.SOURCE,
@@ -123,6 +130,10 @@ def exit_code_of(error: Exception) -> ExitCode:
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
         lsh.GenerationError: ExitCode.WORKSPACE,
+        service.GenerationRefused: ExitCode.WORKSPACE,
+        service.LogError: ExitCode.WORKSPACE,
+        service.CallFailed: ExitCode.SERVICE,
+        service.ServiceError: ExitCode.USAGE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
 

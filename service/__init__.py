@@ -1,1 +1,5 @@
-"""The gRPC lookup service: its place; the pipeline in `batch_jobs` does not need it."""
+"""The gRPC lookup service: it knows whether an image was seen before, and which one is the original.
+
+`engine` answers from the hash tables of a generation and the `live_index` over later uploads, which `upload_log`
+keeps; it knows no network. `server` puts gRPC around it, `client` talks to it.
+"""

@@ -1,0 +1,312 @@
+"""The lookup engine: what the service answers, without a network.
+
+Holds the served generation and the upload log. Lookups take no lock. Changes take one lock, in memory only: an upload
+is applied to the live index and handed to the log under it, then waited for outside of it, so that two equal uploads
+at once see each other while a hundred share one flush of the disk. What the log could not write is taken back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsh.codes import quantize
+from lsh.errors import LshError
+from lsh.index.generation import Generation, open_generation, verify_generation
+from lsh.index.manifest import Manifest
+from service.errors import (
+    GenerationChanged,
+    GenerationRefused,
+    ImageIdTaken,
+    InvalidRequest,
+    LogError,
+    UnknownImage,
+)
+from service.served import Answer, ClusterPage, Served
+from service.upload_log import LogEntry, UploadLog
+
+MAX_IMAGE_ID_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """`canonical_id` stands for the image; `was_known` when it was registered before."""
+
+    canonical_id: str
+    was_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUpOrRegistered:
+    """`answer` has the near-duplicates that were known; without any, the image is registered."""
+
+    answer: Answer
+    registered: bool
+    canonical_id: str
+    generation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A generation that took over from another."""
+
+    generation_id: str
+    previous_generation_id: str
+
+
+class Engine:
+    """Answers lookups and takes changes. A change returns its result with the future to wait for before it is told."""
+
+    def __init__(self, generation_folder: Path, log_path: Path) -> None:
+        """Open a generation and the log, and replay it; raises GenerationRefused or LogError."""
+        generation = _open(generation_folder)
+        manifest = generation.manifest
+        self.log = UploadLog(log_path, embedder_digest=manifest.embedder_digest, dim=manifest.dim)
+        self._changing = threading.RLock()  # the log may report in the very thread that appends
+        self._switching = threading.Lock()
+        self._last_told = _done()
+        self._changes_since_switch_began: list[LogEntry] | None = None
+        self._num_taken_back = 0
+        served = Served(generation)
+        served.uploads.replay(self.log.removed_ids(), self.log.registered())
+        served.warm_up()
+        self._served = served
+
+    @property
+    def served(self) -> Served:
+        """What is being served; keep it for the length of one query."""
+        return self._served
+
+    def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float | None) -> tuple[str, list[Answer]]:
+        """The generation's id and the matches of each of `(n, dim)` float32 unit rows."""
+        served = self._served
+        return served.generation_id, served.lookup(embeddings, k=k, min_score=_or_default(min_score, served))
+
+    def lookup_known(self, image_id: str, *, k: int, min_score: float | None) -> tuple[str, Answer]:
+        """The matches of a known image without itself; raises UnknownImage."""
+        served = self._served
+        embedding = served.embedding_of(image_id)
+        if embedding is None:
+            raise _unknown(image_id)
+        answer = served.lookup(embedding[None], k=k + 1, min_score=_or_default(min_score, served))[0]
+        others = tuple(match for match in answer.matches if match.image_id != image_id)[:k]
+        return served.generation_id, replace(answer, matches=others)
+
+    def register(self, image_id: str, embedding: NDArray[np.float32]) -> tuple[Registered, Future[None]]:
+        """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image."""
+        check_image_id(image_id)
+        with self._changing:
+            served = self._served
+            if _is_registered(served, image_id, embedding):
+                known = Registered(served.canonical_of(image_id), was_known=True)
+                return known, self._once_told(lambda: self._served.is_known(image_id))
+            best = served.lookup(embedding[None], k=1, min_score=served.generation.manifest.min_score)[0].matches
+            canonical_id = best[0].canonical_id if best else image_id
+            return Registered(canonical_id, was_known=False), self._add(image_id, embedding, canonical_id)
+
+    def lookup_or_register(
+        self, image_id: str, embedding: NDArray[np.float32], *, k: int, min_score: float | None
+    ) -> tuple[LookedUpOrRegistered, Future[None]]:
+        """The matches of a `(dim,)` float32 unit row or, without any, its registration; raises ImageIdTaken.
+
+        The best match may be an upload that is still being written: then the future waits for it, and fails with it.
+        """
+        check_image_id(image_id)
+        with self._changing:
+            served = self._served
+            generation_id = served.generation_id
+            if _is_registered(served, image_id, embedding):
+                known = LookedUpOrRegistered(Answer((), 0), True, served.canonical_of(image_id), generation_id)
+                return known, self._once_told(lambda: self._served.is_known(image_id))
+            answer = served.lookup(embedding[None], k=k, min_score=_or_default(min_score, served))[0]
+            if answer.matches:
+                best = answer.matches[0]
+                found = LookedUpOrRegistered(answer, False, best.canonical_id, generation_id)
+                return found, self._once_told(lambda: self._served.is_known(best.image_id))
+            new = LookedUpOrRegistered(answer, True, image_id, generation_id)
+            return new, self._add(image_id, embedding, image_id)
+
+    def remove(self, image_id: str) -> tuple[bool, Future[None]]:
+        """Take an image out of every later answer; False when it was not known."""
+        check_image_id(image_id)
+        with self._changing:
+            if not self._served.is_known(image_id):
+                return False, self._once_told(lambda: not self._served.is_known(image_id))
+            previous = self._served.uploads.entry_of(image_id)
+            return True, self._change(LogEntry(image_id, None, ""), lambda: self._restore(image_id, previous))
+
+    def cluster(self, image_id: str, *, limit: int, page_token: str) -> tuple[ClusterPage, str]:
+        """A page of the cluster of an image and the token of the next; raises UnknownImage, GenerationChanged."""
+        served = self._served
+        generation_id = served.generation_id
+        offset = _offset(page_token, generation_id)
+        if not served.is_known(image_id):
+            raise _unknown(image_id)
+        page = served.cluster(image_id, offset=offset, limit=limit)
+        return page, "" if page.next_offset is None else f"{generation_id}/{page.next_offset}"
+
+    def switch(self, generation_folder: Path, *, before: Callable[[], object] | None = None) -> Switched:
+        """Verify, load and warm a generation beside the served one, call `before`, then serve it.
+
+        Raises GenerationRefused, with the old one served on, when it is damaged or of another embedder, and LogError
+        when the log fails meanwhile. Uploads that both generations contain leave the log, so that going back one
+        generation loses none.
+        """
+        with self._switching:
+            old = self._served
+            new = Served(_verified(generation_folder, like=old.generation.manifest))
+            with self._changing:
+                self._changes_since_switch_began, last_told = [], self._last_told
+                num_taken_back = self._num_taken_back
+            try:
+                wait([last_told])
+                last_seq = self.log.last_seq()
+                contained = new.uploads.replay(self.log.removed_ids(), self.log.registered())
+                new.warm_up()
+                if before is not None:
+                    before()
+                with self._changing:
+                    if self._num_taken_back != num_taken_back:
+                        raise LogError("the upload log failed during the switch; try again once it can be written")
+                    for entry in self._changes_since_switch_began:
+                        new.uploads.apply(entry)
+                    self._served = new
+            finally:
+                self._changes_since_switch_began = None
+            self.log.forget(self._forgettable(old, new, contained), until_seq=last_seq)
+            return Switched(new.generation_id, old.generation_id)
+
+    def close(self) -> None:
+        """Write what is waiting and close the log."""
+        self.log.close()
+
+    def _forgettable(self, old: Served, new: Served, contained: list[str]) -> list[str]:
+        """The image ids whose entries neither of two generations needs: uploads in both, removals in none."""
+        generations = (old.generation, new.generation)
+        uploads = [image_id for image_id in contained if old.generation.doc_of(image_id) is not None]
+        removals = [
+            image_id
+            for image_id in self.log.removed_ids()
+            if new.uploads.row_of(image_id) is None
+            and all(generation.doc_of(image_id) is None for generation in generations)
+        ]
+        return uploads + removals
+
+    def _add(self, image_id: str, embedding: NDArray[np.float32], canonical_id: str) -> Future[None]:
+        entry = LogEntry(image_id, quantize(embedding[None])[0].tobytes(), canonical_id)
+        return self._change(entry, lambda: self._take_back(entry))
+
+    def _change(self, entry: LogEntry, undo: Callable[[], None]) -> Future[None]:
+        """Apply an entry and log it, under the lock that the caller holds; `undo` runs if it cannot be written."""
+        self._served.uploads.apply(entry)
+        if self._changes_since_switch_began is not None:
+            self._changes_since_switch_began.append(entry)
+        told: Future[None] = Future()
+
+        def tell(written: Future[None]) -> None:
+            error = written.exception()
+            if error is None:
+                told.set_result(None)
+                return
+            with self._changing:
+                undo()
+                self._num_taken_back += 1
+            told.set_exception(error)
+
+        self._last_told = told
+        self.log.append(entry).add_done_callback(tell)
+        return told
+
+    def _take_back(self, added: LogEntry) -> None:
+        current = self._served.uploads.entry_of(added.image_id)
+        if current is not None and current.code == added.code:
+            self._served.uploads.apply(LogEntry(added.image_id, None, ""))
+
+    def _restore(self, image_id: str, previous: LogEntry | None) -> None:
+        if previous is not None:
+            self._served.uploads.apply(previous)
+        else:
+            self._served.uploads.restore_doc(image_id)
+
+    def _once_told(self, still_holds: Callable[[], bool]) -> Future[None]:
+        """Done when every change until now is on disk; fails if what the answer rests on was taken back."""
+        settled: Future[None] = Future()
+
+        def settle(_: Future[None]) -> None:
+            if still_holds():
+                settled.set_result(None)
+            else:
+                settled.set_exception(LogError("the answer rested on a change that could not be written; try again"))
+
+        self._last_told.add_done_callback(settle)
+        return settled
+
+
+def check_image_id(image_id: str) -> None:
+    """Raises InvalidRequest unless an image id is 1 to 1024 bytes of UTF-8."""
+    num_bytes = len(image_id.encode(errors="surrogatepass"))
+    if not 1 <= num_bytes <= MAX_IMAGE_ID_BYTES:
+        raise InvalidRequest(f"image_id has {num_bytes} bytes; it must have 1 to {MAX_IMAGE_ID_BYTES}")
+
+
+def _open(folder: Path) -> Generation:
+    try:
+        return open_generation(folder)
+    except (LshError, OSError) as error:
+        raise GenerationRefused(f"generation {folder.name} cannot be opened: {error}") from error
+
+
+def _verified(folder: Path, *, like: Manifest) -> Generation:
+    """A generation whose every byte was checked, of the same embedder as `like`."""
+    try:
+        verify_generation(folder)
+    except (LshError, OSError) as error:
+        raise GenerationRefused(f"generation {folder.name} is damaged: {error}") from error
+    generation = _open(folder)
+    for name in ("embedder_digest", "dim"):
+        found, wanted = getattr(generation.manifest, name), getattr(like, name)
+        if found != wanted:
+            raise GenerationRefused(
+                f"generation {folder.name} has {name} {found}, the served one {wanted}; build it with the same "
+                "embedder, or start another server for the new one"
+            )
+    return generation
+
+
+def _is_registered(served: Served, image_id: str, embedding: NDArray[np.float32]) -> bool:
+    if not served.is_known(image_id):
+        return False
+    if served.is_same_image(image_id, embedding):
+        return True
+    raise ImageIdTaken(f"image id {image_id!r} belongs to another image; choose another id, or remove that one first")
+
+
+def _or_default(min_score: float | None, served: Served) -> float:
+    return served.generation.manifest.min_score if min_score is None else min_score
+
+
+def _offset(page_token: str, generation_id: str) -> int:
+    if not page_token:
+        return 0
+    owner, _, offset = page_token.rpartition("/")
+    if not (offset.isascii() and offset.isdigit() and len(offset) < 16):
+        raise InvalidRequest(f"page_token {page_token[:80]!r} is none that this service gave; start with an empty one")
+    if owner != generation_id:
+        raise GenerationChanged("another generation is served since the first page; start again without a page_token")
+    return int(offset)
+
+
+def _unknown(image_id: str) -> UnknownImage:
+    return UnknownImage(f"image id {image_id!r} is not known; register the image, or check the spelling")
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

@@ -1,0 +1,180 @@
+"""The upload log: what was registered and removed since the generations were cut, in one SQLite file.
+
+An append log with group commit: one thread writes all that is waiting in one transaction (WAL, synchronous=FULL) and
+only then reports it as written, so a hundred registers at once cost one flush of the disk. The last entry of an image
+id counts. The file belongs to one server at a time and to one embedder.
+
+    entries(seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT, code BLOB, canonical_id TEXT, logged_at REAL)
+
+`code` is NULL in the entry of a removal, else `dim` int8 values.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from service.errors import LogError, LogFull
+
+FORMAT_VERSION: Final = 1
+_MAX_TRANSACTION: Final = 4096
+_PRAGMAS: Final = ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL")
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entries(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    image_id TEXT NOT NULL, code BLOB, canonical_id TEXT NOT NULL, logged_at REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_of_image ON entries(image_id);
+"""
+_INSERT: Final = "INSERT INTO entries(image_id, code, canonical_id, logged_at) VALUES (?, ?, ?, ?)"
+_REGISTERED: Final = """
+SELECT seq, image_id, code, canonical_id FROM entries AS entry
+WHERE seq > ? AND code IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM entries WHERE image_id = entry.image_id AND seq > entry.seq)
+ORDER BY seq LIMIT ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """`code` is the int8 code's bytes, or None when the entry removes the image."""
+
+    image_id: str
+    code: bytes | None
+    canonical_id: str
+
+
+class UploadLog:
+    """An open log. Safe to use from several threads."""
+
+    def __init__(self, path: Path, *, embedder_digest: str, dim: int) -> None:
+        """Open or create the log at `path`; raises LogError when it is in use, damaged or of another embedder."""
+        self.path = path
+        self._using_database = threading.Lock()
+        identity = {"format_version": str(FORMAT_VERSION), "embedder_digest": embedder_digest, "dim": str(dim)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=0.2)
+        except (OSError, sqlite3.Error) as error:
+            raise _log_error(path, error) from error
+        try:
+            self._prepare(identity)
+        except sqlite3.Error as error:
+            self._database.close()
+            raise _log_error(path, error) from error
+        except LogError:
+            self._database.close()
+            raise
+        self._waiting: queue.SimpleQueue[tuple[LogEntry, Future[None]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="upload-log", daemon=True)
+        self._writer.start()
+
+    def append(self, entry: LogEntry) -> Future[None]:
+        """Returns at once; the future is done when the entry and all before it are on disk, or has a LogError."""
+        written: Future[None] = Future()
+        self._waiting.put((entry, written))
+        return written
+
+    def last_seq(self) -> int:
+        """The sequence number of the last entry on disk."""
+        return int(self._query("SELECT coalesce(max(seq), 0) FROM entries")[0][0])
+
+    def removed_ids(self) -> list[str]:
+        """Every image id that was ever removed."""
+        return [image_id for (image_id,) in self._query("SELECT DISTINCT image_id FROM entries WHERE code IS NULL")]
+
+    def registered(self, *, block_size: int = 8192) -> Iterator[list[LogEntry]]:
+        """The images whose last entry registers them, oldest first, in blocks; the log can be written between them."""
+        with ThreadPoolExecutor(1) as reader:
+            block = reader.submit(self._query, _REGISTERED, (0, block_size))
+            while rows := block.result():
+                block = reader.submit(self._query, _REGISTERED, (rows[-1][0], block_size))
+                yield [LogEntry(*row[1:]) for row in rows]
+
+    def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None:
+        """Delete the entries of these images up to a sequence number; raises LogError."""
+        rows = [(image_id, until_seq) for image_id in image_ids]
+        self._transaction("DELETE FROM entries WHERE image_id = ? AND seq <= ?", rows)
+
+    def close(self) -> None:
+        """Write what is waiting, then close."""
+        self._waiting.put(None)
+        self._writer.join()
+        self._database.close()
+
+    def _prepare(self, identity: dict[str, str]) -> None:
+        for pragma in _PRAGMAS:
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.executescript(_SCHEMA)
+        for name, value in identity.items():
+            self._database.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
+        found = dict(self._database.execute("SELECT name, value FROM meta"))
+        for name, value in identity.items():
+            if found[name] != value:
+                raise LogError(
+                    f"the upload log {self.path} has {name} {found[name]}, this server {value}; serve a generation "
+                    "of the same embedder, or give another --log to start without its uploads"
+                )
+
+    def _write(self) -> None:
+        while batch := self._next_batch():
+            rows = [(entry.image_id, entry.code, entry.canonical_id, time.time()) for entry, _ in batch]
+            try:
+                self._transaction(_INSERT, rows)
+            except LogError as error:
+                for _, written in batch:
+                    written.set_exception(error)
+            else:
+                for _, written in batch:
+                    written.set_result(None)
+
+    def _next_batch(self) -> list[tuple[LogEntry, Future[None]]]:
+        """All that is waiting, at least one; empty when the log is closed and everything is written."""
+        batch = []
+        item = self._waiting.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == _MAX_TRANSACTION:
+                return batch
+            try:
+                item = self._waiting.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            self._waiting.put(None)
+        return batch
+
+    def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._using_database:
+            try:
+                return self._database.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise _log_error(self.path, error) from error
+
+    def _transaction(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        with self._using_database:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany(statement, rows)
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise _log_error(self.path, error) from error
+
+
+def _log_error(path: Path, error: Exception) -> LogError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return LogFull(f"the disk of the upload log {path} is full; free some space, nothing acknowledged is lost")
+    if code == sqlite3.SQLITE_BUSY:
+        return LogError(f"the upload log {path} is in use by another server; stop that one or give another --log")
+    return LogError(f"the upload log {path} cannot be used: {error}; check the file and its disk")
