@@ -17,6 +17,7 @@ import pyarrow.dataset
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.make_terms import binary_values
 from batch_jobs.session import write_table
 from lsh.blocks import decode_pair_blocks
 from lsh.codes import pair_cosines
@@ -144,7 +145,7 @@ def read_codes(
         filter=(doc >= first) & (doc < first + docs_per_range)
     )
     docs = table["doc"].to_numpy().astype(np.uint64)
-    rows = np.frombuffer(b"".join(table["code"].to_pylist()), np.int8).reshape(-1, dim)
+    rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
     order = np.argsort(docs, kind="stable")
     return docs[order], rows[order]
 

@@ -92,10 +92,11 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams) -> Candidat
         num_cut_pairs += split.num_cut_pairs
         for keys in _oversized_keys(split, postings.sketches, params):
             tally.add(keys)
-    left_rows, right_rows = (tally.keys >> _ROW_BITS).astype(np.int64), (tally.keys & _LOW_ROW).astype(np.int64)
+    keys, shared_terms = tally.total()
+    left_rows, right_rows = (keys >> _ROW_BITS).astype(np.int64), (keys & _LOW_ROW).astype(np.int64)
     return Candidates(
         pairs=np.stack([postings.docs[left_rows], postings.docs[right_rows]], axis=1),
-        shared_terms=tally.counts.astype(np.uint32),
+        shared_terms=shared_terms,
         num_buckets=sizes.size,
         largest_bucket=int(sizes.max(initial=0)),
         num_oversized_buckets=oversized.size,
@@ -146,23 +147,30 @@ def _brute_force_oversized(
 
 
 class _PairTally:
-    """How often each pair occurred: `keys` ascending (left row above, right row below) and their `counts`."""
+    """How often each pair occurred, a key being the left row above the right row.
+
+    Sorted runs of about equal length are merged as they come, so a key is moved a logarithmic number of times.
+    """
 
     def __init__(self) -> None:
-        self.keys = np.empty(0, dtype=np.uint64)
-        self.counts = np.empty(0, dtype=np.int64)
+        self._runs: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
 
     def add(self, keys: NDArray[np.uint64]) -> None:
         keys = np.sort(keys)
         first = np.flatnonzero(starts_of_runs(keys))
-        keys, counts = keys[first], np.diff(first, append=keys.size)
-        if self.keys.size:
-            keys, counts = np.concatenate([self.keys, keys]), np.concatenate([self.counts, counts])
-            order = np.argsort(keys)
-            keys, counts = keys[order], counts[order]
-            first = np.flatnonzero(starts_of_runs(keys))
-            keys, counts = keys[first], np.add.reduceat(counts, first)
-        self.keys, self.counts = keys, counts
+        self._runs.append((keys[first], np.diff(first, append=keys.size).astype(np.uint32)))
+        while len(self._runs) > 1 and self._runs[-2][0].size < 2 * self._runs[-1][0].size:
+            self._merge_last()
+
+    def total(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """The distinct keys, ascending, and how often each was added."""
+        while len(self._runs) > 1:
+            self._merge_last()
+        return self._runs[0] if self._runs else (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint32))
+
+    def _merge_last(self) -> None:
+        right, left = self._runs.pop(), self._runs.pop()
+        self._runs.append(_merged(*left, *right))
 
 
 def _regular_keys(
@@ -242,6 +250,27 @@ def _oversized_keys(
         chunk = split.firsts[first : first + num_firsts_per_chunk]
         num_keys = _pair_with_sampled(chunk, split.sampled, sketches, params.max_sketch_distance, keys)
         yield keys[:num_keys]
+
+
+@njit(cache=True, nogil=True)
+def _merged(
+    left: NDArray[np.uint64],
+    left_counts: NDArray[np.uint32],
+    right: NDArray[np.uint64],
+    right_counts: NDArray[np.uint32],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Two ascending runs of distinct keys as one; the counts of a key in both are added."""
+    keys, counts = np.empty(left.size + right.size, np.uint64), np.empty(left.size + right.size, np.uint32)
+    i, j, num_keys = 0, 0, 0
+    while i < left.size and j < right.size:
+        takes_left, takes_right = left[i] <= right[j], right[j] <= left[i]
+        keys[num_keys] = left[i] if takes_left else right[j]
+        counts[num_keys] = left_counts[i] * np.uint32(takes_left) + right_counts[j] * np.uint32(takes_right)
+        i, j, num_keys = i + takes_left, j + takes_right, num_keys + 1
+    num_rest = left.size - i + right.size - j
+    keys[num_keys : num_keys + num_rest] = left[i:] if i < left.size else right[j:]
+    counts[num_keys : num_keys + num_rest] = left_counts[i:] if i < left.size else right_counts[j:]
+    return keys[: num_keys + num_rest], counts[: num_keys + num_rest]
 
 
 @njit(cache=True, nogil=True)
