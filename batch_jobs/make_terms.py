@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.session import write_table
 from lsh.blocks import encode_term_blocks
+from lsh.candidates import WORDS_PER_SKETCH
 from lsh.codes import quantize
-from lsh.sketches import sketches
+from lsh.sketches import long_sketches
 from lsh.terms import TermHasher, TermParams
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_p
     hasher = hasher_once(params)
     for docs, embeddings in _gathered(batches, dim=params.dim):
         blocks = encode_term_blocks(
-            hasher.terms(embeddings), docs, sketches(embeddings, seed=params.seed), num_partitions=num_parts
+            hasher.terms(embeddings),
+            docs,
+            long_sketches(embeddings, num_words=WORDS_PER_SKETCH, seed=params.seed),
+            num_partitions=num_parts,
         )
         yield _hashed_rows(part=pa.array(range(num_parts), pa.int32()), block=pa.array(blocks, pa.binary()))
         yield _hashed_rows(doc=pa.array(docs.astype(np.int64)), code=binary_rows(quantize(embeddings)))

@@ -211,7 +211,11 @@ class Pipeline:
     def select(self) -> StepOutput:
         found = self.outputs[find_candidates.STEP]
         selection = select_matches.Selection(
-            dim=self.model.dim, min_score=self.model.min_score, min_shared_terms=self.settings.min_shared_terms
+            dim=self.model.dim,
+            min_score=self.model.min_score,
+            min_shared_terms=self.settings.min_shared_terms,
+            num_tables=self.terms.num_tables,
+            verified=self.settings.verified,
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
@@ -229,6 +233,7 @@ class Pipeline:
             "candidates": found.key,
             "min_score": self.model.min_score,
             "min_shared_terms": self.settings.min_shared_terms,
+            "verified": self.settings.verified,
         }
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 

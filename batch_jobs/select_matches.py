@@ -2,6 +2,9 @@
 
 Candidates are verified by the exact cosine of their codes; a `PairScorer` turns it into a score, and a pair with
 `score >= min_score` is a match. The scorer is the seam where a pair classifier takes over.
+
+Where codes do not fit, candidates stay unverified: those of at least `min_shared_terms` are matches, and both
+similarity and score are the overlap of their terms.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class Selection:
     dim: int
     min_score: float
     min_shared_terms: int
+    num_tables: int
+    verified: bool = True
     scorer: PairScorer = cosine_score
 
 
@@ -91,10 +96,14 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
     enough = shared_terms >= selection.min_shared_terms
     pairs, shared_terms = pairs[enough], shared_terms[enough]
-    similarities = _similarities(pairs, codes=codes, dim=selection.dim, docs_per_range=docs_per_range)
+    if selection.verified:
+        similarities = _similarities(pairs, codes=codes, dim=selection.dim, docs_per_range=docs_per_range)
+        scores = selection.scorer(similarities, shared_terms)
+        matches = scores >= np.float32(selection.min_score)
+    else:
+        similarities = scores = term_overlap(shared_terms, num_tables=selection.num_tables)
+        matches = np.ones(len(pairs), np.bool_)
     histogram, _ = np.histogram(similarities, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
-    scores = selection.scorer(similarities, shared_terms)
-    matches = scores >= np.float32(selection.min_score)
     num_rows = int(matches.sum())
     rows = pa.table(
         [
@@ -109,6 +118,16 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     )
     counted = pa.Table.from_pylist([{"histogram": histogram.astype("<i8").tobytes()}], schema=SCORED_ARROW)
     return pa.concat_tables([rows, counted])
+
+
+def term_overlap(shared_terms: NDArray[np.uint32], *, num_tables: int) -> NDArray[np.float32]:
+    """The Jaccard overlap of two signatures that share this many of `num_tables` terms, `(m,)` float32.
+
+    >>> term_overlap(np.array([8, 16], np.uint32), num_tables=16).round(3).tolist()
+    [0.3330000042915344, 1.0]
+    """
+    shared = np.minimum(shared_terms, num_tables).astype(np.float32)
+    return shared / (np.float32(2 * num_tables) - shared)
 
 
 def _similarities(pairs: NDArray[np.uint64], *, codes: str, dim: int, docs_per_range: int) -> NDArray[np.float32]:

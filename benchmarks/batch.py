@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,16 @@ def _photo_embeddings(num: int, rng: np.random.Generator) -> NDArray[np.float32]
 
 
 def _directions(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Unit rows whose variance decays exponentially over the dimensions."""
+    """Unit rows whose variance decays exponentially over dimensions that are no coordinate axes."""
     spectrum = np.exp(-np.arange(DIM, dtype=np.float32) / SPECTRUM_DECAY)
-    return _unit(rng.standard_normal((num, DIM), dtype=np.float32) * spectrum)
+    return _unit((rng.standard_normal((num, DIM), dtype=np.float32) * spectrum) @ _axes())
+
+
+@cache
+def _axes() -> NDArray[np.float32]:
+    """The same random orthonormal axes for every seed: a network's last layer has no coordinate of large variance."""
+    axes: NDArray[np.float32] = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM))).Q.astype(np.float32)
+    return axes
 
 
 def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

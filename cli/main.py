@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
+    "tune": ("cli.tune", "Find the cheapest way to hash a corpus that keeps its near pairs."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
 }
 
@@ -32,6 +33,7 @@ The usual flow:
   neardup dedup images.parquet --json         a table in, one JSON object out
   neardup embed photos/ --output photos.npz   embeddings only
   neardup dedup photos.npz                    embeddings in, clusters out
+  neardup tune photos.npz --output plan.json  how to hash a large corpus
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
   neardup train-embedder photos/ --output my-embedder/

@@ -68,7 +68,7 @@ class TermParams:
         _check_range("num_hashes", self.num_hashes, 1, MAX_HASHES)
         _check_range("seed", self.seed, 0, MAX_MINHASH_SEED if self.family == "minhash" else MAX_SEED)
         if self.last_polytope_dim is not None:
-            _check_range("last_polytope_dim", self.last_polytope_dim, 2, self.polytope_dim)
+            _check_range("last_polytope_dim", self.last_polytope_dim, 1, self.polytope_dim)
         for name in ("polytope_dim", "last_polytope_dim"):
             size = getattr(self, name)
             if size is not None and size != rotated_dim(size):
@@ -93,12 +93,13 @@ class TermParams:
 
     @property
     def polytope_dims(self) -> tuple[int, ...]:
-        """The dimension of each polytope of a table, first to last; a vertex of one takes one bit more than its axes.
+        """Dimension of each polytope of a table, in the order of their bits in a bucket, highest first.
 
         >>> TermParams(num_polytopes=3, polytope_dim=64, last_polytope_dim=16).polytope_dims
         (64, 64, 16)
         """
-        return (self.polytope_dim,) * (self.num_polytopes - 1) + (self.last_polytope_dim or self.polytope_dim,)
+        last_dim = self.polytope_dim if self.last_polytope_dim is None else self.last_polytope_dim
+        return (self.polytope_dim,) * (self.num_polytopes - 1) + (last_dim,)
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, as JSON types; `from_json` is its inverse."""
@@ -145,6 +146,11 @@ class TermHasher:
         self._signs = rotation_signs(
             num_rotations=num_rotations, dim=rotation_dim, seed=params.seed, stream=_TERMS_STREAM
         )
+
+    @property
+    def signs(self) -> NDArray[np.float32]:
+        """The signs `(num_rotations, 3, rotation_dim)` of the rotations."""
+        return self._signs
 
     def terms(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint64]:
         """`(n, dim)` float32 -> `(n, num_tables)` uint64, each `table << bits_per_term | bucket`.

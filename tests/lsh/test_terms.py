@@ -193,7 +193,7 @@ def test_terms_of_the_widest_params_fit_in_64_bits() -> None:
         ({"polytope_dim": 100}, "polytope_dim=100 is not a power of two; try 64, 128"),
         ({"num_planes": 49}, "num_planes=49 is out of range 1..48"),
         ({"seed": -1}, "seed=-1 is out of range"),
-        ({"last_polytope_dim": 512}, "last_polytope_dim=512 is out of range 2..256"),
+        ({"last_polytope_dim": 512}, "last_polytope_dim=512 is out of range 1..256"),
         ({"last_polytope_dim": 48}, "last_polytope_dim=48 is not a power of two"),
         ({"family": "minhash", "num_hashes": 9}, "num_hashes=9 is out of range 1..8"),
         ({"family": "minhash", "num_activations": 257}, "num_activations=257 is above dim=256"),
