@@ -1,0 +1,128 @@
+"""The embeddings that the batch benchmark joins: seeded synthetic ones, or those of a folder of photos and edits.
+
+The synthetic ones have the structure that those of the shipped network have: a spectrum that decays (48 effective
+dimensions of 256; real photos 50) along axes that are no coordinates, and topics of very different size, so that random
+pairs have cosines of 0.19 at the 90th percentile (0.19), 0.38 at the 99th (0.38) and 0.60 at the 99.9th (0.54). Half of the images are families: a
+photo and 1 to 20 edits of it at cosines from 0.7 to 1.0. Uniform noise on the sphere would leave nothing to join.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIM = 256
+SPECTRUM_DECAY = 50.0
+NUM_TOPICS = 1000
+TOPIC_SIZE_EXPONENT = 0.9
+TOPIC_SHARE = (0.1, 0.65)
+MAX_EDITS = 20
+MIN_EDIT_COSINE = 0.7
+EDITS_PER_PHOTO = 3
+PHOTOS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlantedEmbeddings:
+    """`embeddings` `(n, dim)` float32 unit rows; rows with the same `family` `(n,)` come from one photo."""
+
+    embeddings: NDArray[np.float32]
+    family: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Density:
+    """How crowded embeddings are: effective dimensions, and quantiles of the cosines of random pairs."""
+
+    effective_dims: float
+    cosine_quantiles: dict[str, float]
+
+
+def density_of(embeddings: NDArray[np.float32], *, seed: int = 0, num_pairs: int = 2_000_000) -> Density:
+    """The density of `(n, dim)` unit rows, from seeded random pairs of distinct rows."""
+    rng = np.random.default_rng(seed)
+    centred = embeddings - embeddings.mean(axis=0)
+    variances = np.linalg.eigvalsh(centred.T @ centred / len(centred)).astype(np.float64)
+    cosines = []
+    for _ in range(-(-num_pairs // 100_000)):
+        left, right = rng.integers(0, len(embeddings), (2, 100_000))
+        pairs = np.einsum("nd,nd->n", embeddings[left], embeddings[right])
+        cosines.append(pairs[left != right])
+    quantiles = {str(q): float(np.quantile(np.concatenate(cosines), q)) for q in (0.5, 0.9, 0.99, 0.999, 0.9999)}
+    # The participation ratio: n for n equal variances, 1 for a single one.
+    return Density(effective_dims=float(variances.sum() ** 2 / (variances**2).sum()), cosine_quantiles=quantiles)
+
+
+def plant_embeddings(num_images: int, *, seed: int) -> PlantedEmbeddings:
+    """`num_images` embeddings, at least 2, about half of them in families; the seed decides them."""
+    rng = np.random.default_rng(seed)
+    num_edits = rng.integers(1, MAX_EDITS, size=num_images, endpoint=True)
+    num_families = max(1, int(np.searchsorted(np.cumsum(num_edits + 1), num_images // 2, side="right")))
+    num_edits = np.minimum(num_edits[:num_families], num_images - 1)
+    num_photos = num_images - int(num_edits.sum())
+    photos = _photo_embeddings(num_photos, rng)
+    photo_of_edit = np.repeat(np.arange(num_families), num_edits)
+    cosine = rng.uniform(MIN_EDIT_COSINE, 1.0, len(photo_of_edit)).astype(np.float32)[:, None]
+    edited = photos[photo_of_edit]
+    change = _directions(len(edited), rng)
+    change = _unit(change - np.einsum("nd,nd->n", change, edited)[:, None] * edited)
+    edits = cosine * edited + np.sqrt(1 - cosine**2) * change
+    order = rng.permutation(num_images)
+    return PlantedEmbeddings(
+        embeddings=_unit(np.concatenate([photos, edits]))[order],
+        family=np.concatenate([np.arange(num_photos), photo_of_edit])[order],
+    )
+
+
+def embed_photos(folder: Path, num_images: int, *, seed: int) -> PlantedEmbeddings:
+    """About `num_images` embeddings of photos of `folder` and of three edits of each, by the built-in embedder."""
+    from embed.embedder import load_embedder
+    from embed.evaluation.edits import EDITS
+    from embed.evaluation.planted import draw_photos, edited_photo, list_photos, open_photo, readable_images
+    from embed.preprocessing import to_square
+
+    embedder = load_embedder("vgg_copy", num_threads=1)
+    drawn = draw_photos(list_photos(folder), max(1, num_images // (1 + EDITS_PER_PHOTO)), seed=seed)
+    photos, _ = readable_images(drawn)
+    rows = []
+    for first in range(0, len(photos), PHOTOS_AT_ONCE):
+        squares = []
+        for number, path in enumerate(photos[first : first + PHOTOS_AT_ONCE], start=first):
+            edits = np.random.default_rng([seed, number]).choice(list(EDITS), EDITS_PER_PHOTO, replace=False)
+            edited = [edited_photo(path, str(edit), seed=seed, photo_number=number) for edit in edits]
+            squares += [to_square(pixels, embedder.spec.size) for pixels in (open_photo(path), *edited)]
+        rows.append(embedder.embed(np.stack(squares)))
+    order = np.random.default_rng(seed).permutation(len(photos) * (1 + EDITS_PER_PHOTO))
+    family = np.repeat(np.arange(len(photos)), 1 + EDITS_PER_PHOTO)
+    return PlantedEmbeddings(embeddings=_unit(np.concatenate(rows))[order], family=family[order])
+
+
+def _photo_embeddings(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    topics = _directions(NUM_TOPICS, rng)
+    weight = 1.0 / np.arange(1, NUM_TOPICS + 1) ** TOPIC_SIZE_EXPONENT
+    topic = rng.choice(NUM_TOPICS, num, p=weight / weight.sum())
+    share = rng.uniform(*TOPIC_SHARE, num).astype(np.float32)[:, None]
+    return _unit(np.sqrt(share) * topics[topic] + np.sqrt(1 - share) * _directions(num, rng))
+
+
+def _directions(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Unit rows whose variance decays exponentially over dimensions that are no coordinate axes."""
+    spectrum = np.exp(-np.arange(DIM, dtype=np.float32) / SPECTRUM_DECAY)
+    return _unit((rng.standard_normal((num, DIM), dtype=np.float32) * spectrum) @ _axes())
+
+
+@cache
+def _axes() -> NDArray[np.float32]:
+    """The same random orthonormal axes for every seed: a network's last layer has no coordinate of large variance."""
+    axes: NDArray[np.float32] = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM))).Q.astype(np.float32)
+    return axes
+
+
+def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
