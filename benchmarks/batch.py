@@ -22,7 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.batch_embeddings import embed_photos, plant_embeddings
+from benchmarks.batch_embeddings import embed_photos, plant_embeddings, row_cosines
 from benchmarks.batch_peers import PEERS, Job, pair_keys
 from benchmarks.neardup_run import run_measured, run_neardup
 from benchmarks.results import versions, write_json
@@ -33,6 +33,7 @@ OURS = "ours"
 STAGES = ("terms", "candidates", "select")
 MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 5_000}
 SLICE_ROWS = 2000
+IMAGES_PER_PARTITION = 125_000
 COSINES = (0.79, 0.85, 0.9, 0.95)
 
 
@@ -167,7 +168,8 @@ def _run_ours(case: Case, truth: Truth, plan: Mapping[str, Any], number: int) ->
     with _event_folder(case, f"{OURS}-{number}") as events:
         arguments = ["dedup", str(case.embeddings), "--workspace", str(case.folder / f"workspace-{number}")]
         arguments += ["--min-score", str(case.min_similarity), "--plan", str(case.folder / "plan.json")]
-        run = run_neardup([*arguments, "--master", case.master], environment=keep_events(Path(events)))
+        arguments += ["--master", case.master, "--partitions", str(max(4, case.num_images // IMAGES_PER_PARTITION))]
+        run = run_neardup(arguments, environment=keep_events(Path(events)))
         moved = shuffle_bytes(Path(events))
     edges = read_edges(run.output("edges"), run.output("catalogue"))
     terms = plan["terms"]
@@ -225,7 +227,7 @@ def _truth(case: Case, pairs: NDArray[np.int64]) -> Truth:
     with np.load(case.folder / "truth.npz") as arrays:
         slice_rows = arrays["slice"]
     np.savez(case.folder / "truth.npz", slice=slice_rows, pairs=pairs)
-    return Truth(slice_rows, pairs, np.einsum("nd,nd->n", rows[pairs[:, 0]], rows[pairs[:, 1]]))
+    return Truth(slice_rows, pairs, row_cosines(rows, pairs[:, 0], pairs[:, 1]))
 
 
 def _judged(row: Row, found: NDArray[np.int64], truth: Truth, case: Case) -> Row:

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.batch_embeddings import row_cosines
+
 MAX_FULL_SEARCH = 300_000
 SEARCHES_AT_ONCE = 8192
 MAX_FLIPPED_BITS = 3
@@ -116,7 +118,7 @@ def ivf_flat(job: Job) -> Outcome:
         index,
         rows,
         set_effort=set_probes,
-        efforts=[2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96],
+        efforts=[2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96],
         name="nprobe",
         build_s=built - started,
     )
@@ -168,7 +170,7 @@ def binary_multi_hash(job: Job) -> Outcome:
         searching = perf_counter()
         limits, _, neighbours = index.range_search(codes[searched], radius)
         pairs = _as_pairs(searched, limits, neighbours)
-        pairs = pairs[_cosines(rows, pairs) >= job.min_similarity]
+        pairs = pairs[row_cosines(rows, pairs[:, 0], pairs[:, 1]) >= job.min_similarity]
         outcome = Outcome(
             pairs=pairs,
             build_s=built - started,
@@ -204,7 +206,7 @@ def datasketch_lsh(job: Job) -> Outcome:
         for row, minhash in enumerate(minhashes)
     ]
     pairs = np.concatenate(found)
-    pairs = pairs[_cosines(rows, pairs) >= job.min_similarity]
+    pairs = pairs[row_cosines(rows, pairs[:, 0], pairs[:, 1]) >= job.min_similarity]
     return Outcome(
         pairs=pairs, build_s=built - started, search_s=perf_counter() - built, setting="64 bands of 2, 24 activations"
     )
@@ -338,14 +340,6 @@ def _as_pairs(searched: Pairs, limits: NDArray[np.integer[Any]], neighbours: Pai
     pairs = np.column_stack([np.repeat(searched, np.diff(limits).astype(np.int64)), neighbours])
     kept: Pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     return kept
-
-
-def _cosines(rows: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:
-    cosines = np.empty(len(pairs), np.float32)
-    for first in range(0, len(pairs), 1 << 16):
-        left, right = pairs[first : first + (1 << 16)].T
-        cosines[first : first + (1 << 16)] = np.einsum("nd,nd->n", rows[left], rows[right])
-    return cosines
 
 
 def _as_arrow(rows: NDArray[np.float32]) -> Any:

@@ -26,7 +26,12 @@ def keep_events(folder: Path) -> dict[str, str]:
 
 def shuffle_bytes(folder: Path) -> int:
     """Bytes that all tasks of all applications logged in `folder` wrote for shuffles; 0 where Spark never ran."""
-    return sum(_shuffled_by_task(line) for log in (folder / "events").iterdir() for line in log.open(encoding="utf-8"))
+    return sum(_shuffled_by_application(log) for log in (folder / "events").iterdir())
+
+
+def _shuffled_by_application(log: Path) -> int:
+    with log.open(encoding="utf-8") as lines:
+        return sum(map(_shuffled_by_task, lines))
 
 
 def _shuffled_by_task(line: str) -> int:
