@@ -76,9 +76,10 @@ def embedding_rows(column: pa.Array, *, dim: int) -> NDArray[np.float32]:
 
 def binary_values(column: pa.Array) -> memoryview:
     """The values of a binary column without nulls, one after the other, without a copy or an object for each."""
-    _, offsets, data = column.cast(pa.large_binary()).buffers()
     if not len(column):
         return memoryview(b"")
+    column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, "<i8")[column.offset : column.offset + len(column) + 1]
     return memoryview(data)[int(ends[0]) : int(ends[-1])]
 
