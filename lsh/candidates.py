@@ -362,5 +362,5 @@ def _pair_with_sampled(
             distance = np.uint64(0)
             for word in range(sketches.shape[1]):
                 distance += count_ones(sketches[low, word] ^ sketches[high, word])
-            num_keys += distance <= limit
+            num_keys += int(distance <= limit)
     return num_keys

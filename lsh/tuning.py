@@ -476,7 +476,8 @@ def _shared_terms(hasher: TermHasher, near: NearPairs, *, lost: NDArray[np.uint6
     """Terms that each near pair shares, but for those of oversized buckets, where few pairs are compared."""
     terms = hasher.terms(near.left)
     is_shared = (terms == hasher.terms(near.right)) & ~np.isin(terms, lost)
-    return is_shared.sum(axis=1)
+    shared_terms: NDArray[np.int64] = is_shared.sum(axis=1)
+    return shared_terms
 
 
 def _histogram(shared: NDArray[np.int64], distances: NDArray[np.int64], num_tables: int) -> NDArray[np.float64]:

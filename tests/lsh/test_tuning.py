@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from math import isclose
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ SETTINGS = (
 )
 
 
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return result
 
