@@ -145,12 +145,14 @@ class Plan:
 class NearPairs:
     """Pairs of rows `left[i], right[i]` `(m, dim)` float32 whose cosine lies just above the wanted one.
 
-    `planted` tells that the sample held too few, and that they were made from its rows and differences of its rows.
+    `is_kept` `(m,)` tells which still reach `min_similarity` by their codes, which verification compares. `planted`
+    tells that the sample held too few, and that they were made from its rows and differences of its rows.
     """
 
     min_similarity: float
     left: NDArray[np.float32]
     right: NDArray[np.float32]
+    is_kept: NDArray[np.bool_]
     planted: bool
 
 
@@ -268,7 +270,8 @@ def measured(embeddings: NDArray[np.float32], plan: Plan, near: NearPairs) -> Pr
 
 def _recall(near: NearPairs, plan: Plan) -> float:
     seed = plan.terms.seed
-    shared_terms = _shared_terms(TermHasher(plan.terms), near, lost=np.empty(0, dtype=np.uint64))
+    no_terms = np.empty(0, dtype=np.uint64)
+    shared_terms = _shared_terms(TermHasher(plan.terms), near, lost=no_terms, verified=plan.verified)
     distances = hamming_distances(_sketches(near.left, seed), _sketches(near.right, seed))
     is_found = (shared_terms >= plan.min_shared_terms) & (distances <= plan.candidates.max_sketch_distance)
     return float(is_found.mean())
@@ -282,7 +285,7 @@ def near_pairs(sample: NDArray[np.float32], min_similarity: float, *, seed: int 
     if len(pairs) >= MIN_NEAR_PAIRS:
         if len(pairs) > MAX_NEAR_PAIRS:
             pairs = pairs[rng.choice(len(pairs), MAX_NEAR_PAIRS, replace=False)]
-        return NearPairs(min_similarity, sample[pairs[:, 0]], sample[pairs[:, 1]], planted=False)
+        return _near(min_similarity, sample[pairs[:, 0]], sample[pairs[:, 1]], planted=False)
     left = sample[rng.integers(0, len(sample), 10 * MIN_NEAR_PAIRS)]
     ends = rng.integers(0, len(sample), (2, len(left)))
     change = sample[ends[0]] - sample[ends[1]]
@@ -292,7 +295,13 @@ def near_pairs(sample: NDArray[np.float32], min_similarity: float, *, seed: int 
     left, change = left[is_change], (change / np.maximum(norms, 1e-6))[is_change]
     cosine = rng.uniform(min_similarity, top, len(left)).astype(np.float32)[:, None]
     right = (cosine * left + np.sqrt(1 - cosine**2) * change).astype(np.float32)
-    return NearPairs(min_similarity, left, right, planted=True)
+    return _near(min_similarity, left, right, planted=True)
+
+
+def _near(min_similarity: float, left: NDArray[np.float32], right: NDArray[np.float32], *, planted: bool) -> NearPairs:
+    each = np.arange(len(left))
+    is_kept = pair_cosines(quantize(left), quantize(right), each, each) >= np.float32(min_similarity)
+    return NearPairs(min_similarity, left, right, is_kept, planted)
 
 
 def measured_costs(sample: NDArray[np.float32]) -> UnitCosts:
@@ -339,8 +348,8 @@ def shares_at_least(shared: int, *, num_hashed: int, num_tables: int, min_shared
 class _Counts:
     """What one setting does to the sample, with all its tables.
 
-    `near` and `pairs`, `candidates_below`: `(T + 1, 257)` numbers of near pairs, of all pairs that share a term, and of
-    those below the similarity, by shared terms and sketch distance.
+    `near`, `pairs`, `pairs_below`: `(T + 1, 257)` numbers of near pairs, of all pairs that share a term, and of those
+    below the similarity, by shared terms and sketch distance.
     """
 
     near: NDArray[np.float64]
@@ -352,6 +361,22 @@ class _Counts:
     sketch_s: float
     doc_bytes: float
     posting_bytes: float
+
+    def within(self, distance: int) -> _CountsWithin:
+        """The counts of pairs whose sketches are at most `distance` apart, by shared terms."""
+        return _CountsWithin(
+            self, *(counts[:, : distance + 1].sum(axis=1) for counts in (self.near, self.pairs, self.pairs_below))
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _CountsWithin:
+    """The pairs of `whole` that a sketch distance keeps: `(T + 1,)` numbers by shared terms."""
+
+    whole: _Counts
+    near: NDArray[np.float64]
+    pairs: NDArray[np.float64]
+    pairs_below: NDArray[np.float64]
 
 
 def _cheapest(
@@ -375,51 +400,72 @@ def _cheapest(
 def _tried(
     counts: _Counts, params: TermParams, target: TuningTarget, costs: UnitCosts, *, num_rows: int
 ) -> Iterator[Plan]:
-    num_hashed = params.num_tables
-    scale = (target.num_images / num_rows) ** 2 / target.num_images
-    num_near = counts.near.sum()
+    """Every number of tables, sketch distance and number of shared terms with the hashing of `counts`."""
+    growth = (target.num_images / num_rows) ** 2 / target.num_images * counts.walked_share
     for num_tables in TABLES_TRIED:
-        if num_tables > min(target.max_tables, num_hashed):
+        if num_tables > min(target.max_tables, params.num_tables):
             continue
         shares = {
             least: np.array(
                 [
-                    shares_at_least(c, num_hashed=num_hashed, num_tables=num_tables, min_shared_terms=least)
-                    for c in range(num_hashed + 1)
+                    shares_at_least(c, num_hashed=params.num_tables, num_tables=num_tables, min_shared_terms=least)
+                    for c in range(params.num_tables + 1)
                 ]
             )
             for least in SHARED_TERMS_TRIED
         }
-        part = num_tables / num_hashed
-        of_tables = np.arange(num_hashed + 1) * part
-        walked = scale * counts.walked_share * float(of_tables @ counts.pairs.sum(axis=1))
         for distance in SKETCH_DISTANCES_TRIED:
-            kept_pairs = counts.pairs[:, : distance + 1].sum(axis=1)
-            kept_below = counts.pairs_below[:, : distance + 1].sum(axis=1)
-            kept_near = counts.near[:, : distance + 1].sum(axis=1)
-            kept = scale * counts.walked_share * float(of_tables @ kept_pairs)
-            distinct = scale * counts.walked_share * float(shares[1] @ kept_pairs)
             for least in SHARED_TERMS_TRIED:
-                candidates = scale * counts.walked_share * float(shares[least] @ kept_pairs)
-                prediction = Prediction(
-                    recall=float(shares[least] @ kept_near / num_near),
-                    false_ratio=float(shares[least] @ kept_below) / max(1e-9, float(shares[least] @ kept_pairs)),
-                    walked=walked,
-                    candidates=candidates,
-                    term_block_bytes=counts.doc_bytes + counts.posting_bytes * part,
-                    pair_block_bytes=_PAIR_BYTES * distinct,
-                    largest_bucket=counts.largest_bucket,
-                    hash_s=counts.sketch_s + counts.hash_s * part,
-                    join_s=num_tables * costs.posting_s + walked * costs.walked_s + kept * costs.kept_s,
-                    verify_s=candidates * costs.verified_s if target.verified else 0.0,
-                )
+                candidates = CandidateParams(max_sketch_distance=distance)
                 yield Plan(
                     terms=replace(params, num_tables=num_tables),
-                    candidates=CandidateParams(max_sketch_distance=distance),
+                    candidates=candidates,
                     min_shared_terms=least,
                     verified=target.verified,
-                    prediction=prediction,
+                    prediction=_predicted(
+                        counts.within(distance),
+                        costs,
+                        any_share=shares[1],
+                        share=shares[least],
+                        part=num_tables / params.num_tables,
+                        growth=growth,
+                        verified=target.verified,
+                    ),
                 )
+
+
+def _predicted(
+    counts: _CountsWithin,
+    costs: UnitCosts,
+    *,
+    any_share: NDArray[np.float64],
+    share: NDArray[np.float64],
+    part: float,
+    growth: float,
+    verified: bool,
+) -> Prediction:
+    """The prediction for a part of the tables; the shares are those of pairs by the terms they share in all tables.
+
+    `growth` pairs per image of the corpus stand behind each pair of the sample.
+    """
+    whole = counts.whole
+    num_tables = part * (share.size - 1)
+    shared_of_tables = part * np.arange(share.size)
+    walked = growth * float(shared_of_tables @ whole.pairs.sum(axis=1))
+    kept = growth * float(shared_of_tables @ counts.pairs)
+    candidates = growth * float(share @ counts.pairs)
+    return Prediction(
+        recall=float(share @ counts.near / whole.near.sum()),
+        false_ratio=float(share @ counts.pairs_below) / max(1e-9, float(share @ counts.pairs)),
+        walked=walked,
+        candidates=candidates,
+        term_block_bytes=whole.doc_bytes + whole.posting_bytes * part,
+        pair_block_bytes=_PAIR_BYTES * growth * float(any_share @ counts.pairs),
+        largest_bucket=whole.largest_bucket,
+        hash_s=whole.sketch_s + whole.hash_s * part,
+        join_s=num_tables * costs.posting_s + walked * costs.walked_s + kept * costs.kept_s,
+        verify_s=candidates * costs.verified_s if verified else 0.0,
+    )
 
 
 def _count(rows: NDArray[np.float32], near: NearPairs, params: TermParams, target: TuningTarget) -> _Counts | None:
@@ -453,7 +499,7 @@ def _count(rows: NDArray[np.float32], near: NearPairs, params: TermParams, targe
     distances = hamming_distances(row_sketches[lefts], row_sketches[rights])
     return _Counts(
         near=_histogram(
-            _shared_terms(hasher, near, lost=buckets[is_oversized]),
+            _shared_terms(hasher, near, lost=buckets[is_oversized], verified=target.verified),
             hamming_distances(_sketches(near.left, params.seed), _sketches(near.right, params.seed)),
             params.num_tables,
         ),
@@ -472,10 +518,17 @@ def _sketches(rows: NDArray[np.float32], seed: int) -> NDArray[np.uint64]:
     return long_sketches(rows, num_words=WORDS_PER_SKETCH, seed=seed)
 
 
-def _shared_terms(hasher: TermHasher, near: NearPairs, *, lost: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Terms that each near pair shares, but for those of oversized buckets, where few pairs are compared."""
+def _shared_terms(
+    hasher: TermHasher, near: NearPairs, *, lost: NDArray[np.uint64], verified: bool
+) -> NDArray[np.int64]:
+    """Terms that each near pair shares, but for those of oversized buckets, where few pairs are compared.
+
+    A pair that verification by its codes will drop counts as sharing none.
+    """
     terms = hasher.terms(near.left)
     is_shared = (terms == hasher.terms(near.right)) & ~np.isin(terms, lost)
+    if verified:
+        is_shared &= near.is_kept[:, None]
     shared_terms: NDArray[np.int64] = is_shared.sum(axis=1)
     return shared_terms
 

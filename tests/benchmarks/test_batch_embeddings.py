@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.batch_embeddings import MAX_EDITS, MIN_EDIT_COSINE, density_of, plant_embeddings, row_cosines
+from benchmarks.batch_embeddings import (
+    MAX_EDITS,
+    MIN_EDIT_COSINE,
+    density_of,
+    embed_photos,
+    plant_embeddings,
+    row_cosines,
+)
 
 REAL = json.loads((Path(__file__).parent / "real_density.json").read_text(encoding="utf-8"))
 
@@ -63,3 +71,16 @@ def test_cosines_in_chunks_equal_the_product() -> None:
     rows = plant_embeddings(50, seed=1).embeddings
     left, right = np.triu_indices(50, 1)
     np.testing.assert_allclose(row_cosines(rows, left, right), (rows @ rows.T)[left, right], atol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_photos_are_embedded_with_three_edits_each(tmp_path: Path) -> None:
+    """Eight images of a folder are two photos and three edits of each, as unit rows."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((160, 160), Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
+    planted = embed_photos(tmp_path, 8, seed=0)
+    assert planted.embeddings.shape == (8, 256)
+    assert np.bincount(planted.family).tolist() == [4, 4]
+    assert np.allclose(np.linalg.norm(planted.embeddings, axis=1), 1.0, atol=1e-5)

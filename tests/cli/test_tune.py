@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cli.dedup import command as dedup
 from cli.tune import command
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @pytest.fixture
@@ -43,3 +48,34 @@ def test_a_check_of_another_size_is_refused(embeddings: Path) -> None:
 
     assert result.exit_code == 2
     assert "--check measures the 1,500 images" in result.output
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("options", [[], ["--unverified", "--target-recall", "0.7"]])
+def test_dedup_hashes_as_the_plan_says(
+    options: list[str], embeddings: Path, tmp_path: Path, spark: SparkSession
+) -> None:
+    """A run with a plan finds the planted copies, whether their codes are compared or not."""
+    output = tmp_path / "plan.json"
+    arguments = ["--min-score", "0.8", "--target-recall", "0.95", *options, "--output", str(output)]
+    CliRunner().invoke(command, [str(embeddings), *arguments], catch_exceptions=False)
+    workspace = tmp_path / "workspace"
+    result = CliRunner().invoke(
+        dedup,
+        [str(embeddings), "--workspace", str(workspace), "--min-score", "0.8", "--plan", str(output), "--json"],
+        catch_exceptions=False,
+    )
+
+    assert json.loads(result.stdout)["clusters"] > 300
+    plan, bound = json.loads(output.read_text()), json.loads((workspace / "workspace.json").read_text())
+    assert bound["terms"] == plan["terms"]
+    assert plan["verified"] is not bool(options)
+
+
+def test_a_file_that_is_no_plan_is_refused(embeddings: Path, tmp_path: Path) -> None:
+    """`dedup --plan` names the file and says where plans come from."""
+    (tmp_path / "plan.json").write_text("{}")
+    result = CliRunner().invoke(dedup, [str(embeddings), "--plan", str(tmp_path / "plan.json")])
+
+    assert result.exit_code == 2
+    assert "this is no plan of `neardup tune`" in result.output
