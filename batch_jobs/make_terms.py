@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.session import write_table
 from lsh.blocks import encode_term_blocks
+from lsh.candidates import WORDS_PER_SKETCH
 from lsh.codes import quantize
-from lsh.sketches import sketches
+from lsh.sketches import long_sketches
 from lsh.terms import TermHasher, TermParams
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_p
     hasher = hasher_once(params)
     for docs, embeddings in _gathered(batches, dim=params.dim):
         blocks = encode_term_blocks(
-            hasher.terms(embeddings), docs, sketches(embeddings, seed=params.seed), num_partitions=num_parts
+            hasher.terms(embeddings),
+            docs,
+            long_sketches(embeddings, num_words=WORDS_PER_SKETCH, seed=params.seed),
+            num_partitions=num_parts,
         )
-        yield _hashed_rows(part=range(num_parts), block=blocks)
-        yield _hashed_rows(doc=docs.astype(np.int64), code=[row.tobytes() for row in quantize(embeddings)])
+        yield _hashed_rows(part=pa.array(range(num_parts), pa.int32()), block=pa.array(blocks, pa.binary()))
+        yield _hashed_rows(doc=pa.array(docs.astype(np.int64)), code=binary_rows(quantize(embeddings)))
 
 
 @lru_cache(maxsize=1)
@@ -67,8 +71,24 @@ def hasher_once(params: TermParams) -> TermHasher:
 
 def embedding_rows(column: pa.Array, *, dim: int) -> NDArray[np.float32]:
     """A binary column of embeddings as `(n, dim)` float32."""
-    joined = b"".join(column.to_pylist())
-    return np.frombuffer(joined, "<f4").reshape(-1, dim)
+    return np.frombuffer(binary_values(column), "<f4").reshape(-1, dim)
+
+
+def binary_values(column: pa.Array) -> memoryview:
+    """The values of a binary column without nulls, one after the other, without a copy or an object for each."""
+    if not len(column):
+        return memoryview(b"")
+    column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, "<i8")[column.offset : column.offset + len(column) + 1]
+    return memoryview(data)[int(ends[0]) : int(ends[-1])]
+
+
+def binary_rows(rows: NDArray[Any]) -> pa.Array:
+    """A C-contiguous 2-D array as a binary column, one value for each row, without a copy or an object for each."""
+    offsets = np.arange(len(rows) + 1) * (rows.shape[1] * rows.itemsize)
+    values = pa.Array.from_buffers(pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows)])
+    return values.cast(pa.binary())
 
 
 def _gathered(
@@ -95,14 +115,10 @@ def _by_doc(
     return all_docs[order], np.concatenate(embeddings)[order]
 
 
-def _hashed_rows(**arrays: Any) -> pa.RecordBatch:
-    num_rows = len(next(iter(arrays.values())))
+def _hashed_rows(**columns: pa.Array) -> pa.RecordBatch:
+    num_rows = len(next(iter(columns.values())))
     return pa.RecordBatch.from_arrays(
-        [
-            pa.array(arrays[field.name], field.type) if field.name in arrays else pa.nulls(num_rows, field.type)
-            for field in HASHED_ARROW
-        ],
-        schema=HASHED_ARROW,
+        [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in HASHED_ARROW], schema=HASHED_ARROW
     )
 
 

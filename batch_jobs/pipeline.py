@@ -218,6 +218,8 @@ class Pipeline:
             min_score=self.model.min_score,
             min_shared_terms=self.settings.min_shared_terms,
             scorer=self.model.scorer,
+            num_tables=self.terms.num_tables,
+            verified=self.settings.verified,
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
@@ -236,6 +238,7 @@ class Pipeline:
             "scorer": self.model.scorer_digest,
             "min_score": self.model.min_score,
             "min_shared_terms": self.settings.min_shared_terms,
+            "verified": self.settings.verified,
         }
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 

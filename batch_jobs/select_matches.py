@@ -2,6 +2,9 @@
 
 Candidates are verified by the exact cosine of their codes; the embedder's `PairScorer` (classifier and calibration,
 or the cosine itself) scores them, and a pair with `score >= min_score` is a match.
+
+Where codes do not fit, candidates stay unverified: those of at least `min_shared_terms` are matches, and both
+similarity and score are the overlap of their terms.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import pyarrow.dataset
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.make_terms import binary_values
 from batch_jobs.session import write_table
 from embed.pair_scoring import PairScorer
 from lsh.blocks import decode_pair_blocks
@@ -40,6 +44,8 @@ class Selection:
     min_score: float
     min_shared_terms: int
     scorer: PairScorer
+    num_tables: int
+    verified: bool = True
 
 
 def select_matches(
@@ -83,9 +89,13 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
     enough = shared_terms >= selection.min_shared_terms
     pairs, shared_terms = pairs[enough], shared_terms[enough]
-    similarities, scores = _scored(pairs, codes=codes, selection=selection, docs_per_range=docs_per_range)
+    if selection.verified:
+        similarities, scores = _scored(pairs, codes=codes, selection=selection, docs_per_range=docs_per_range)
+        matches = scores >= np.float32(selection.min_score)
+    else:
+        similarities = scores = term_overlap(shared_terms, num_tables=selection.num_tables)
+        matches = np.ones(len(pairs), np.bool_)
     histogram, _ = np.histogram(scores, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
-    matches = scores >= np.float32(selection.min_score)
     num_rows = int(matches.sum())
     rows = pa.table(
         [
@@ -100,6 +110,16 @@ def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per
     )
     counted = pa.Table.from_pylist([{"histogram": histogram.astype("<i8").tobytes()}], schema=SCORED_ARROW)
     return pa.concat_tables([rows, counted])
+
+
+def term_overlap(shared_terms: NDArray[np.uint32], *, num_tables: int) -> NDArray[np.float32]:
+    """The Jaccard overlap of two signatures that share this many of `num_tables` terms, `(m,)` float32.
+
+    >>> term_overlap(np.array([8, 16], np.uint32), num_tables=16).round(3).tolist()
+    [0.3330000042915344, 1.0]
+    """
+    shared = np.minimum(shared_terms, num_tables).astype(np.float32)
+    return shared / (np.float32(2 * num_tables) - shared)
 
 
 def _scored(
@@ -139,7 +159,7 @@ def read_codes(
         filter=(doc >= first) & (doc < first + docs_per_range)
     )
     docs = table["doc"].to_numpy().astype(np.uint64)
-    rows = np.frombuffer(b"".join(table["code"].to_pylist()), np.int8).reshape(-1, dim)
+    rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
     order = np.argsort(docs, kind="stable")
     return docs[order], rows[order]
 

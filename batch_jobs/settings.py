@@ -19,7 +19,8 @@ class RunSettings:
     """Everything that decides the result of a run, and how it is computed.
 
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
-    the embeddings. `num_partitions` None means: from the number of cores.
+    the embeddings. `num_partitions` None means: from the number of cores. Where
+    `verified` is False no codes are compared: candidates of `min_shared_terms` are matches.
     """
 
     source: str
@@ -28,6 +29,7 @@ class RunSettings:
     dtype: str = "float32"
     min_score: float | None = None
     min_shared_terms: int = 1
+    verified: bool = True
     max_reject_ratio: float = 1.0
     uri_root: Path | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -39,7 +41,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.min_score is not None and not -1.0 <= self.min_score <= 1.0:
             raise BatchError(f"min_score={self.min_score} is out of range -1..1; leave it out for the embedder's own")
-        if self.min_shared_terms < 1:
+        if not 1 <= self.min_shared_terms <= self.terms.num_tables:
             raise BatchError(f"min_shared_terms={self.min_shared_terms} is out of range 1..{self.terms.num_tables}")
         if not 0.0 <= self.max_reject_ratio <= 1.0:
             raise BatchError(f"max_reject_ratio={self.max_reject_ratio} is out of range 0..1")

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 SUMMARIES = {
-    "batch": "Given embeddings through terms, candidates, select and cluster.",
-    "codec": "Variable-byte decoding beside pyfastpfor's.",
+    "batch": "All near pairs among embeddings, beside FAISS, Spark, MLlib and datasketch.",
+    "codec": "Posting lists beside pyfastpfor's codecs, Roaring and raw arrays.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
@@ -44,12 +44,13 @@ class LazyCommands(click.Group):
 
 
 @click.command()
+@click.option("--images", "num_images", type=click.IntRange(min=2), default=1_000_000, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def codec(json_path: Path | None) -> None:
-    """Variable-byte decoding beside pyfastpfor's `vbyte` codec, on the same lists in one run."""
+def codec(num_images: int, json_path: Path | None) -> None:
+    """Posting lists in variable bytes beside FastPFor's codecs, Roaring and raw arrays, in one run."""
     from benchmarks.codec import run
 
-    run(json_path)
+    run(json_path, num_images=num_images)
 
 
 @click.command(cls=LazyCommands)

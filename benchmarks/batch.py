@@ -1,104 +1,100 @@
-"""`python -m benchmarks batch`: given embeddings through terms, candidates, select and cluster, with planted pairs.
+"""`python -m benchmarks batch`: all near pairs among given embeddings, ours beside what a user could take instead.
 
-The embeddings are synthetic with the structure that those of a trained network have: a decaying spectrum (about 37
-effective dimensions of 256) and topics of very different size, so that random pairs have cosines of 0.22 at the 90th
-percentile, 0.43 at the 99th and 0.65 at the 99.9th. Half of the images are families: a photo and 1 to 20 edits of it
-at cosines from 0.7 to 1.0. Uniform noise on the sphere would leave almost nothing to join.
+Every contender finds and verifies the pairs of at least `--min-score` in the same embeddings, in a process of its own.
+Ours is the real command with the plan of `neardup tune`: its seconds are those of the stages terms, candidates and
+select. Recall is against brute force on a slice of rows, all of their pairs. A contender that does not survive the
+full size runs at its own, beside ours at that size.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.neardup_run import run_neardup
+from benchmarks.batch_embeddings import embed_photos, plant_embeddings, row_cosines
+from benchmarks.batch_peers import PEERS, Job, pair_keys
+from benchmarks.neardup_run import run_measured, run_neardup
 from benchmarks.results import versions, write_json
+from benchmarks.spark_events import keep_events, shuffle_bytes
 from cli.tables import show_table
 
-STAGES = ("terms", "candidates", "select", "cluster")
-DIM = 256
-SPECTRUM_DECAY = 38.0
-NUM_TOPICS = 1000
-TOPIC_SIZE_EXPONENT = 0.9
-TOPIC_SHARE = (0.1, 0.72)
-MAX_EDITS = 20
-MIN_EDIT_COSINE = 0.7
+OURS = "ours"
+STAGES = ("terms", "candidates", "select")
+MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 5_000}
+SLICE_ROWS = 2000
+IMAGES_PER_PARTITION = 125_000
+COSINES = (0.79, 0.85, 0.9, 0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlantedEmbeddings:
-    """`embeddings` `(n, dim)` float32 unit rows; rows with the same `family` `(n,)` come from one photo."""
+class Row:
+    """One contender on one case; `ratio` is its seconds over ours of the same case and size, None until it is known.
 
-    embeddings: NDArray[np.float32]
-    family: NDArray[np.int64]
+    `recall_by_cosine` and `true_pairs` go by the band's label; `share_searched` below 1 means extrapolated seconds.
+    """
 
-    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """All pairs of one family: `(m, 2)` rows with left < right, and their exact cosines `(m,)`."""
-        order = np.argsort(self.family, kind="stable")
-        starts = np.flatnonzero(np.diff(self.family[order])) + 1
-        pairs, cosines = [], []
-        for rows in np.split(order, starts):
-            if len(rows) < 2:
-                continue
-            left, right = np.triu_indices(len(rows), 1)
-            members = self.embeddings[rows]
-            pairs.append(np.column_stack([rows[left], rows[right]]))
-            cosines.append((members @ members.T)[left, right])
-        return np.concatenate(pairs), np.concatenate(cosines)
-
-
-def plant_embeddings(num_images: int, *, seed: int) -> PlantedEmbeddings:
-    """`num_images` embeddings, at least 2, about half of them in families; the seed decides them."""
-    rng = np.random.default_rng(seed)
-    num_edits = rng.integers(1, MAX_EDITS, size=num_images, endpoint=True)
-    num_families = max(1, int(np.searchsorted(np.cumsum(num_edits + 1), num_images // 2, side="right")))
-    num_edits = np.minimum(num_edits[:num_families], num_images - 1)
-    num_photos = num_images - int(num_edits.sum())
-    photos = _photo_embeddings(num_photos, rng)
-    photo_of_edit = np.repeat(np.arange(num_families), num_edits)
-    cosine = rng.uniform(MIN_EDIT_COSINE, 1.0, len(photo_of_edit)).astype(np.float32)[:, None]
-    edited = photos[photo_of_edit]
-    change = _directions(len(edited), rng)
-    change = _unit(change - np.einsum("nd,nd->n", change, edited)[:, None] * edited)
-    edits = cosine * edited + np.sqrt(1 - cosine**2) * change
-    order = rng.permutation(num_images)
-    return PlantedEmbeddings(
-        embeddings=_unit(np.concatenate([photos, edits]))[order],
-        family=np.concatenate([np.arange(num_photos), photo_of_edit])[order],
-    )
+    case: str
+    contender: str
+    images: int
+    seconds: float
+    recall: float
+    ratio: float | None = None
+    recall_by_cosine: dict[str, float]
+    true_pairs: dict[str, int]
+    peak_mb: float
+    shuffle_bytes: int
+    share_searched: float = 1.0
+    setting: str = ""
+    stage_s: dict[str, float] | None = None
 
 
-def _photo_embeddings(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    topics = _directions(NUM_TOPICS, rng)
-    weight = 1.0 / np.arange(1, NUM_TOPICS + 1) ** TOPIC_SIZE_EXPONENT
-    topic = rng.choice(NUM_TOPICS, num, p=weight / weight.sum())
-    share = rng.uniform(*TOPIC_SHARE, num).astype(np.float32)[:, None]
-    return _unit(np.sqrt(share) * topics[topic] + np.sqrt(1 - share) * _directions(num, rng))
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """All pairs `(m, 2)` of the rows of the slice, left row in the slice, with their exact `cosines` `(m,)`."""
+
+    slice_rows: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+    cosines: NDArray[np.float32]
 
 
-def _directions(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Unit rows whose variance decays exponentially over the dimensions."""
-    spectrum = np.exp(-np.arange(DIM, dtype=np.float32) / SPECTRUM_DECAY)
-    return _unit(rng.standard_normal((num, DIM), dtype=np.float32) * spectrum)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Embeddings in an .npz that `neardup dedup` reads, and the folder for everything made of them."""
+
+    name: str
+    num_images: int
+    embeddings: Path
+    folder: Path
+    min_similarity: float
+    master: str
+
+    def job(self, contender: str, *, target_recall: float, plan: dict[str, Any]) -> Job:
+        """The job of one contender."""
+        return Job(
+            embeddings=str(self.embeddings),
+            truth=str(self.folder / "truth.npz"),
+            pairs=str(self.folder / f"{contender}.npz"),
+            min_similarity=self.min_similarity,
+            target_recall=target_recall,
+            plan=plan,
+            master=self.master,
+        )
 
 
-def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return unit
-
-
-def found_pairs(planted: NDArray[np.int64], edges: NDArray[np.int64], *, num_images: int) -> NDArray[np.bool_]:
-    """For each planted pair whether it is among `edges`; both `(*, 2)` rows, an edge in any order of its ends."""
-    keys = planted.min(axis=1) * num_images + planted.max(axis=1)
-    edge_keys = edges.min(axis=1) * num_images + edges.max(axis=1)
-    return np.isin(keys, edge_keys)
+def found_pairs(wanted: NDArray[np.int64], edges: NDArray[np.int64], *, num_images: int) -> NDArray[np.bool_]:
+    """For each wanted pair whether it is among `edges`; both `(*, 2)` rows, in any order of their ends."""
+    return np.isin(pair_keys(wanted, num_images), pair_keys(edges, num_images))
 
 
 def read_edges(edges: Path, catalogue: Path) -> NDArray[np.int64]:
@@ -113,71 +109,237 @@ def read_edges(edges: Path, catalogue: Path) -> NDArray[np.int64]:
     return np.column_stack([row_of_doc[ends[column].to_numpy()] for column in ("left_doc", "right_doc")])
 
 
-def _recall_rows(
-    cosines: NDArray[np.float32], found: NDArray[np.bool_], min_score: float
-) -> list[tuple[str, int, float]]:
-    """Label, number of planted pairs and recall: of all pairs above `min_score`, then by cosine."""
-    edges = [min_score, *(edge for edge in (0.85, 0.9, 0.95) if edge > min_score), 1.01]
-    bands = [(min_score, 1.01), *pairwise(edges)]
-    rows = []
-    for low, high in bands:
-        inside = (cosines >= low) & (cosines < high)
-        label = f"cosine {low:.2f} to {min(high, 1.0):.2f}"
-        rows.append((label, int(inside.sum()), float(found[inside].mean()) if inside.any() else 1.0))
-    return rows
+def recall_by_cosine(
+    truth: Truth, found: NDArray[np.bool_], min_similarity: float
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Recall and number of true pairs of each band of cosines from `min_similarity` up; a band without pairs has 1."""
+    bounds = [min_similarity, *(bound for bound in COSINES if bound > min_similarity), 1.01]
+    recall, num_pairs = {}, {}
+    for low, high in pairwise(bounds):
+        inside = (truth.cosines >= low) & (truth.cosines < high)
+        label = f"{low:.2f}-{min(high, 1.0):.2f}"
+        recall[label] = float(found[inside].mean()) if inside.any() else 1.0
+        num_pairs[label] = int(inside.sum())
+    return recall, num_pairs
+
+
+def write_case(
+    rows: NDArray[np.float32], *, name: str, folder: Path, min_similarity: float, master: str, seed: int
+) -> Case:
+    """The embeddings as an .npz in a new `folder`, with the slice drawn but its truth not yet known."""
+    folder.mkdir()
+    embeddings = folder / "embeddings.npz"
+    image_ids = np.char.zfill(np.arange(len(rows)).astype(np.str_), 9)
+    np.savez(embeddings, image_ids=image_ids, embeddings=rows, digest=np.array(f"{name}-{seed}"))
+    drawn = np.random.default_rng(seed).choice(len(rows), min(SLICE_ROWS, len(rows)), replace=False)
+    case = Case(name, len(rows), embeddings, folder, min_similarity, master)
+    np.savez(folder / "truth.npz", slice=np.sort(drawn), pairs=np.empty((0, 2), np.int64))
+    return case
+
+
+def run_case(case: Case, contenders: Sequence[str], *, num_runs: int, target_recall: float) -> list[Row]:
+    """Flat search for the truth, ours, then the other contenders set to our recall; ratios are of this case."""
+    brute, found = _run_peer("flat", case.job("flat", target_recall=1.0, plan={}), case, truth=None)
+    truth = _truth(case, found)
+    plan = _plan(case, target_recall)
+    ours = [_run_ours(case, truth, plan, number) for number in range(num_runs)]
+    best = sorted(ours, key=lambda row: row.seconds)[len(ours) // 2]
+    rows = [replace(best, seconds=median(row.seconds for row in ours))]
+    if "flat" in contenders:
+        rows.append(_judged(brute, found, truth, case))
+    for contender in contenders:
+        if contender == "flat":
+            continue
+        job = case.job(contender, target_recall=rows[0].recall, plan=plan)
+        try:
+            row, found = _run_peer(contender, job, case, truth=truth)
+        except click.ClickException as failure:
+            click.echo(f"{contender} is left out at {case.num_images:,} images: {failure.message}", err=True)
+            continue
+        rows.append(_judged(row, found, truth, case))
+    return [replace(row, ratio=row.seconds / rows[0].seconds) for row in rows]
+
+
+def _plan(case: Case, target_recall: float) -> dict[str, Any]:
+    arguments = ["tune", str(case.embeddings), "--min-score", str(case.min_similarity), "--json"]
+    arguments += ["--target-recall", str(target_recall), "--output", str(case.folder / "plan.json")]
+    run_measured(["-m", "cli", *arguments])
+    plan: dict[str, Any] = json.loads((case.folder / "plan.json").read_text(encoding="utf-8"))
+    return plan
+
+
+def _run_ours(case: Case, truth: Truth, plan: Mapping[str, Any], number: int) -> Row:
+    with _event_folder(case, f"{OURS}-{number}") as events:
+        arguments = ["dedup", str(case.embeddings), "--workspace", str(case.folder / f"workspace-{number}")]
+        arguments += ["--min-score", str(case.min_similarity), "--plan", str(case.folder / "plan.json")]
+        arguments += ["--master", case.master, "--partitions", str(max(4, case.num_images // IMAGES_PER_PARTITION))]
+        run = run_neardup(arguments, environment=keep_events(Path(events)))
+        moved = shuffle_bytes(Path(events))
+    edges = read_edges(run.output("edges"), run.output("catalogue"))
+    terms = plan["terms"]
+    row = Row(
+        case=case.name,
+        contender=OURS,
+        images=case.num_images,
+        seconds=sum(run.stage_s[stage] for stage in STAGES),
+        recall=0.0,
+        recall_by_cosine={},
+        true_pairs={},
+        peak_mb=run.peak_mb,
+        shuffle_bytes=moved,
+        setting=f"{terms['num_tables']} tables of {terms['family']}",
+        stage_s=run.stage_s,
+    )
+    return _judged(row, edges, truth, case)
+
+
+def _run_peer(contender: str, job: Job, case: Case, *, truth: Truth | None) -> tuple[Row, NDArray[np.int64]]:
+    job_path = case.folder / f"{contender}.json"
+    job_path.write_text(json.dumps(asdict(job)), encoding="utf-8")
+    with _event_folder(case, contender) as events:
+        ran = run_measured(
+            ["-m", "benchmarks.batch_peers", contender, str(job_path)], environment=keep_events(Path(events))
+        )
+        moved = shuffle_bytes(Path(events))
+    did = json.loads(ran.printed.splitlines()[-1])
+    with np.load(job.pairs) as arrays:
+        found = arrays["pairs"]
+    row = Row(
+        case=case.name,
+        contender=contender,
+        images=case.num_images,
+        seconds=did["seconds"],
+        recall=1.0 if truth is None else 0.0,
+        recall_by_cosine={},
+        true_pairs={},
+        peak_mb=ran.peak_mb,
+        shuffle_bytes=moved,
+        share_searched=did["share_searched"],
+        setting=did["setting"],
+    )
+    return row, found
+
+
+def _event_folder(case: Case, contender: str) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix=f"events-{contender}-", dir=case.folder)
+
+
+def _truth(case: Case, pairs: NDArray[np.int64]) -> Truth:
+    """The truth that flat search found, also written for the contenders."""
+    with np.load(case.embeddings) as arrays:
+        rows = arrays["embeddings"]
+    with np.load(case.folder / "truth.npz") as arrays:
+        slice_rows = arrays["slice"]
+    np.savez(case.folder / "truth.npz", slice=slice_rows, pairs=pairs)
+    return Truth(slice_rows, pairs, row_cosines(rows, pairs[:, 0], pairs[:, 1]))
+
+
+def _judged(row: Row, found: NDArray[np.int64], truth: Truth, case: Case) -> Row:
+    is_found = found_pairs(truth.pairs, found, num_images=case.num_images)
+    recall, num_pairs = recall_by_cosine(truth, is_found, case.min_similarity)
+    overall = float(is_found.mean()) if len(is_found) else 1.0
+    return replace(row, recall=overall, recall_by_cosine=recall, true_pairs=num_pairs)
+
+
+def sizes_of(contenders: Sequence[str], num_images: int) -> dict[int, list[str]]:
+    """The contenders by the number of images that each of them gets, largest first."""
+    sizes: dict[int, list[str]] = {num_images: []}
+    for contender in contenders:
+        sizes.setdefault(min(num_images, MAX_IMAGES.get(contender, num_images)), []).append(contender)
+    return dict(sorted(sizes.items(), reverse=True))
+
+
+def _chosen(_context: click.Context, _option: click.Parameter, names: str) -> list[str]:
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in PEERS]
+    if unknown:
+        raise click.BadParameter(f"{', '.join(unknown)} is unknown; choose of {', '.join(PEERS)}")
+    return chosen
 
 
 @click.command()
-@click.option("--images", "num_images", type=click.IntRange(min=2), default=100_000, show_default=True)
-@click.option("--min-score", type=click.FloatRange(0.0, 1.0), default=0.79, show_default=True)
+@click.option("--images", "num_images", type=click.IntRange(min=2000), default=100_000, show_default=True)
+@click.option("--peers", callback=_chosen, default=",".join(PEERS), show_default=True, help="Empty: ours alone.")
+@click.option(
+    "--photos", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Embed these, not synthetic."
+)
+@click.option("--min-score", type=click.FloatRange(0.3, 0.999), default=0.79, show_default=True)
+@click.option("--target-recall", type=click.FloatRange(0.1, 0.9999), default=0.97, show_default=True)
+@click.option(
+    "--runs", "num_runs", type=click.IntRange(1), default=1, show_default=True, help="Of ours; the median counts."
+)
 @click.option("--master", default="local[2]", show_default=True, help="Spark master.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def command(*, num_images: int, min_score: float, master: str, seed: int, json_path: Path | None) -> None:
-    """Cluster given embeddings: seconds of each stage after Spark is up, and recall of planted pairs.
+def command(
+    *,
+    num_images: int,
+    peers: list[str],
+    photos: Path | None,
+    min_score: float,
+    target_recall: float,
+    num_runs: int,
+    master: str,
+    seed: int,
+    json_path: Path | None,
+) -> None:
+    """Find all near pairs among embeddings, ours beside peers: seconds as a ratio, recall, memory, shuffled bytes.
 
-    Example: python -m benchmarks batch --images 100000 --json batch.json
+    Example: python -m benchmarks batch --images 100000 --peers flat,ivf,spark-rows --json batch.json
     """
-    planted = plant_embeddings(num_images, seed=seed)
+    name = "photos" if photos else "planted"
+    planted = embed_photos(photos, num_images, seed=seed) if photos else plant_embeddings(num_images, seed=seed)
+    sizes = sizes_of(peers, len(planted.embeddings))
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
-        source = Path(scratch) / "embeddings.npz"
-        image_ids = np.char.zfill(np.arange(num_images).astype(np.str_), 9)
-        np.savez(source, image_ids=image_ids, embeddings=planted.embeddings, digest=np.array(f"synthetic-{seed}"))
-        arguments = ["dedup", str(source), "--workspace", f"{scratch}/workspace", "--min-score", str(min_score)]
-        run = run_neardup([*arguments, "--master", master])
-        edges = read_edges(run.output("edges"), run.output("catalogue"))
-    pairs, cosines = planted.pairs()
-    recall = _recall_rows(cosines, found_pairs(pairs, edges, num_images=num_images), min_score)
-    stage_s = {stage: run.stage_s[stage] for stage in STAGES}
-    packages = versions("pyspark", "numba", "numpy", "pyarrow")
-    show_table(
-        f"{num_images:,} given embeddings, {master}, seed {seed}",
-        ["", "", ""],
-        [
-            *([f"{stage} (s)", f"{seconds:.1f}", ""] for stage, seconds in stage_s.items()),
-            ["all four (s)", f"{sum(stage_s.values()):.1f}", ""],
-            ["whole command (s)", f"{run.wall_s:.1f}", ""],
-            [f"peak memory of the process tree ({run.memory.upper()})", f"{run.peak_mb:,.0f} MB", ""],
-            ["matches", f"{len(edges):,}", ""],
-            ["clusters", f"{run.summary['clusters']:,}", ""],
-            *([f"recall of planted pairs, {label}", f"{share:.4f}", f"of {num:,}"] for label, num, share in recall),
-        ],
-    )
-    click.echo("  ".join(f"{name} {version}" for name, version in packages.items()))
+        cases = [
+            write_case(
+                planted.embeddings[:size],
+                name=name,
+                folder=Path(scratch) / str(size),
+                min_similarity=min_score,
+                master=master,
+                seed=seed,
+            )
+            for size in sizes
+        ]
+        del planted  # a gigabyte for a million images, which the contenders read from the files
+        for case in cases:
+            rows += run_case(case, sizes[case.num_images], num_runs=num_runs, target_recall=target_recall)
+    packages = versions("pyspark", "faiss-cpu", "datasketch", "numba", "numpy", "pyarrow")
+    _show(rows, f"{name} embeddings, cosine {min_score} and above, {master}, seed {seed}")
+    click.echo("  ".join(f"{package} {version}" for package, version in packages.items()))
     figures = {
         "benchmark": "batch",
-        "images": num_images,
         "min_score": min_score,
+        "target_recall": target_recall,
+        "runs": num_runs,
         "master": master,
         "seed": seed,
+        "cores": os.cpu_count(),
         "versions": packages,
-        "stage_s": run.stage_s,
-        "four_stages_s": sum(stage_s.values()),
-        "wall_s": run.wall_s,
-        "peak_mb": run.peak_mb,
-        "memory": run.memory,
-        "matches": len(edges),
-        "clusters": run.summary["clusters"],
-        "recall": [{"pairs": label, "num_pairs": num, "recall": share} for label, num, share in recall],
+        "rows": [asdict(row) for row in rows],
     }
     write_json(json_path, figures)
+
+
+def _show(rows: Sequence[Row], title: str) -> None:
+    bands = list(rows[0].recall_by_cosine)
+    show_table(
+        title,
+        ["images, contender", "vs. ours", "seconds", "recall", *bands, "memory", "shuffled", "setting"],
+        [
+            [
+                f"{row.images:,} {row.contender}",
+                f"{row.ratio:.2f}",
+                f"{'' if row.share_searched == 1 else '~'}{row.seconds:,.1f}",
+                f"{row.recall:.3f}",
+                *(f"{row.recall_by_cosine[band]:.3f}" for band in bands),
+                f"{row.peak_mb:,.0f} MB",
+                f"{row.shuffle_bytes / 1e6:,.0f} MB" if row.shuffle_bytes else "",
+                row.setting,
+            ]
+            for row in rows
+        ],
+    )
+    click.echo(f"~ extrapolated from searches of {SLICE_ROWS:,} rows, whose pairs recall counts.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,28 @@ class NeardupRun:
         return Path(self.summary["outputs"][name])
 
 
-def run_neardup(arguments: Sequence[str]) -> NeardupRun:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredProcess:
+    """What a process printed, and what it and its descendants cost."""
+
+    printed: str
+    wall_s: float
+    peak_mb: float
+    memory: str
+
+
+def run_neardup(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> NeardupRun:
     """`neardup ARGUMENTS --json`; its progress goes to our stderr. Raises click.ClickException when it fails."""
+    ran = run_measured(["-m", "cli", *arguments, "--json"], environment=environment)
+    return NeardupRun(summary=json.loads(ran.printed), wall_s=ran.wall_s, peak_mb=ran.peak_mb, memory=ran.memory)
+
+
+def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> MeasuredProcess:
+    """Python with `arguments`, in our environment plus `environment`; raises click.ClickException when it fails."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "cli", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
     memory = PeakMemory(process.pid)
     memory.start()
     try:
@@ -49,10 +68,8 @@ def run_neardup(arguments: Sequence[str]) -> NeardupRun:
         memory.stop()
     wall_s = time.perf_counter() - started
     if process.returncode:
-        raise click.ClickException(
-            f"neardup {' '.join(arguments)} ended with exit code {process.returncode}; see above"
-        )
-    return NeardupRun(summary=json.loads(printed), wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
+        raise click.ClickException(f"{' '.join(arguments)} ended with exit code {process.returncode}; see above")
+    return MeasuredProcess(printed=printed, wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
 
 
 class PeakMemory(threading.Thread):

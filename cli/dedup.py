@@ -36,7 +36,12 @@ Everything is kept in the workspace; finished steps are reused, and a run that w
     "--min-score", type=click.FloatRange(-1.0, 1.0), help="Lowest score of a match. [default: the embedder's own]"
 )
 @click.option(
-    "--min-shared-terms", type=click.IntRange(1), default=1, show_default=True, help="LSH terms a pair must share."
+    "--min-shared-terms", type=click.IntRange(1), help="LSH terms a pair must share. [default: the plan's, or 1]"
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="How to hash: a file that `neardup tune` wrote.",
 )
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Where to write the HTML report. [default: in the workspace]"
@@ -46,7 +51,8 @@ Everything is kept in the workspace; finished steps are reused, and a run that w
 def command(
     *,
     min_score: float | None,
-    min_shared_terms: int,
+    min_shared_terms: int | None,
+    plan: Path | None,
     report: Path | None,
     json_output: bool,
     verbose: bool,
@@ -56,7 +62,7 @@ def command(
     from cli.options import run_settings
     from cli.results import Results, describe_results, finish_run
 
-    settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, **options)
+    settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, plan=plan, **options)
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None

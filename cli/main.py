@@ -22,6 +22,7 @@ COMMANDS = {
     "train-classifier": ("cli.train_classifier", "Train the second stage that looks at a pair, on your own photos."),
     "calibrate": ("cli.calibrate", "Turn scores into probabilities and choose the threshold for a precision."),
     "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
+    "tune": ("cli.tune", "Find the cheapest way to hash a corpus that keeps its near pairs."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "models": ("cli.models", "Say which models there are, and what each was trained on."),
     "serve": ("cli.serve", "Serve lookups over gRPC: was this image seen before?"),
@@ -40,6 +41,7 @@ The usual flow:
   neardup dedup images.parquet --json         a table in, one JSON object out
   neardup embed photos/ --output photos.npz   embeddings only
   neardup dedup photos.npz                    embeddings in, clusters out
+  neardup tune photos.npz --output plan.json  how to hash a large corpus
   neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
   neardup calibrate photos/ --precision 0.99 --output calibrated/    a threshold for your own photos
   neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not

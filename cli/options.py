@@ -110,9 +110,10 @@ def run_settings(
     master: str | None,
     partitions: int | None,
     min_score: float | None = None,
-    min_shared_terms: int = 1,
+    min_shared_terms: int | None = None,
+    plan: Path | None = None,
 ) -> RunSettings:
-    """The settings of a run from a command's options."""
+    """The settings of a run from a command's options; a plan of `neardup tune` gives terms and thresholds."""
     from batch_jobs.settings import RunSettings
     from embed.decoding import ImageLimits
 
@@ -122,10 +123,31 @@ def run_settings(
         embedder=embedder,
         dtype=dtype,
         min_score=min_score,
-        min_shared_terms=min_shared_terms,
+        **_planned(plan, min_shared_terms),
         max_reject_ratio=max_reject_ratio,
         uri_root=uri_root,
         limits=ImageLimits(max_bytes=max_mib * MEBIBYTE, max_pixels=max_megapixels * 1_000_000),
         master=master,
         num_partitions=partitions,
     )
+
+
+def _planned(path: Path | None, min_shared_terms: int | None) -> dict[str, Any]:
+    """The settings that a plan file decides; `min_shared_terms` overrules the plan's."""
+    if path is None:
+        return {"min_shared_terms": min_shared_terms or 1}
+    import json
+
+    from lsh.errors import ParameterError
+    from lsh.tuning import Plan
+
+    try:
+        plan = Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ParameterError) as error:
+        raise click.UsageError(f"--plan {path}: {error}") from error
+    return {
+        "terms": plan.terms,
+        "candidates": plan.candidates,
+        "min_shared_terms": min_shared_terms or plan.min_shared_terms,
+        "verified": plan.verified,
+    }

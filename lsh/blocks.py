@@ -24,12 +24,13 @@ from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted
 
 MAX_PARTITIONS = 1 << 16
 MAX_SHARED_TERMS = (1 << 32) - 1
+MAX_WORDS_PER_SKETCH = 64
 
 TERM_BLOCK = FrameFormat(
     name="term block",
     magic=b"NDTB",
-    version=1,
-    counts=("num_docs", "num_postings", "docs_bytes", "terms_bytes", "rows_bytes"),
+    version=2,
+    counts=("num_docs", "num_postings", "docs_bytes", "terms_bytes", "rows_bytes", "words_per_sketch"),
 )
 PAIR_BLOCK = FrameFormat(
     name="pair block",
@@ -44,7 +45,7 @@ class TermPostings:
     """Postings `(terms[i], docs[doc_rows[i]])`, distinct and ascending by term, then doc.
 
     `terms` `(m,)` uint64 and `doc_rows` `(m,)` int64 run over postings; `docs` `(n,)` uint64 ascending and `sketches`
-    `(n,)` uint64 over the distinct docs.
+    `(n, words_per_sketch)` uint64 over the distinct docs.
     """
 
     terms: NDArray[np.uint64]
@@ -55,8 +56,10 @@ class TermPostings:
     def __post_init__(self) -> None:
         if self.terms.shape != self.doc_rows.shape or self.terms.ndim != 1:
             raise ParameterError(f"terms {self.terms.shape} and doc_rows {self.doc_rows.shape} must be equal (m,)")
-        if self.docs.shape != self.sketches.shape or self.docs.ndim != 1:
-            raise ParameterError(f"docs {self.docs.shape} and sketches {self.sketches.shape} must be equal (n,)")
+        if self.docs.ndim != 1 or self.sketches.ndim != 2 or len(self.docs) != len(self.sketches):
+            raise ParameterError(
+                f"docs {self.docs.shape} and sketches {self.sketches.shape} must be (n,) and (n, words_per_sketch)"
+            )
         if np.any(self.docs[1:] <= self.docs[:-1]):
             raise ParameterError("docs of postings must be distinct and ascending; sort them first")
         if self.doc_rows.size and not _are_postings_sorted(self.terms, self.doc_rows, self.docs.size):
@@ -75,14 +78,18 @@ def partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.u
 def encode_term_blocks(
     terms: NDArray[np.uint64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], *, num_partitions: int
 ) -> list[bytes]:
-    """One term block for each reduce partition, from `terms` `(n, num_tables)`, `docs` `(n,)` ascending, `sketches`.
+    """One term block for each reduce partition.
 
+    `terms` are `(n, num_tables)`, `docs` `(n,)` ascending, `sketches` `(n, words_per_sketch)`.
     A partition's block holds the postings of its terms, and each doc they name once with its sketch.
     """
-    if terms.ndim != 2 or docs.shape != terms.shape[:1] or sketches.shape != terms.shape[:1]:
+    if terms.ndim != 2 or docs.shape != terms.shape[:1] or sketches.ndim != 2 or len(sketches) != len(terms):
         raise ParameterError(
-            f"terms {terms.shape}, docs {docs.shape} and sketches {sketches.shape} must be (n, num_tables), (n,), (n,)"
+            f"terms {terms.shape}, docs {docs.shape} and sketches {sketches.shape} must be "
+            f"(n, num_tables), (n,), (n, words_per_sketch)"
         )
+    if not 1 <= sketches.shape[1] <= MAX_WORDS_PER_SKETCH:
+        raise ParameterError(f"words_per_sketch={sketches.shape[1]} is out of range 1..{MAX_WORDS_PER_SKETCH}")
     if np.any(docs[1:] <= docs[:-1]):
         raise ParameterError("docs of a batch must be distinct and ascending; sort the batch by doc first")
     rows = np.repeat(np.arange(docs.size, dtype=np.uint64), terms.shape[1])
@@ -104,13 +111,17 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     decoded = [_decode_term_block(block) for block in blocks]
     if not decoded:
         no_words = np.empty(0, dtype=np.uint64)
-        return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words)
+        return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words.reshape(0, 1))
+    widths = sorted({part.sketches.shape[1] for part in decoded})
+    if len(widths) > 1:
+        raise FormatError(f"term blocks have sketches of {widths} words; they come from different runs")
     block_docs = np.concatenate([part.docs for part in decoded])
     block_sketches = np.concatenate([part.sketches for part in decoded])
     docs, first_rows, merged_rows = np.unique(block_docs, return_index=True, return_inverse=True)
     sketches = block_sketches[first_rows]
-    if np.any(sketches[merged_rows] != block_sketches):
-        doc = block_docs[np.argmax(sketches[merged_rows] != block_sketches)]
+    is_different = np.any(sketches[merged_rows] != block_sketches, axis=1)
+    if np.any(is_different):
+        doc = block_docs[np.argmax(is_different)]
         raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
     offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
     rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
@@ -161,15 +172,17 @@ def _encode_term_block(
     is_named[rows] = True
     block_rows = (np.cumsum(is_named) - 1)[rows].astype(np.uint64)
     sections = [encode_sorted(docs[is_named]), encode_sorted(terms), encode(block_rows)]
-    counts = [int(is_named.sum()), terms.size, *(section.size for section in sections)]
+    counts = [int(is_named.sum()), terms.size, *(section.size for section in sections), sketches.shape[1]]
     return TERM_BLOCK.pack(counts, [*sections, sketches[is_named].astype("<u8")])
 
 
 def _decode_term_block(block: FrameBytes) -> TermPostings:
     counts, body = TERM_BLOCK.unpack(block)
-    num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes = counts
+    num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
+    if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
+        raise FormatError(f"words_per_sketch={words_per_sketch} of a term block is out of range; the block is damaged")
     docs_data, terms_data, rows_data, sketches_data = TERM_BLOCK.split(
-        body, [docs_bytes, terms_bytes, rows_bytes, 8 * num_docs]
+        body, [docs_bytes, terms_bytes, rows_bytes, 8 * words_per_sketch * num_docs]
     )
     docs = decode_sorted(docs_data, num_docs)
     terms = decode_sorted(terms_data, num_postings)
@@ -177,7 +190,7 @@ def _decode_term_block(block: FrameBytes) -> TermPostings:
     if num_postings and int(rows.max()) >= num_docs:
         raise FormatError(f"a posting names doc row {int(rows.max())}, the term block has {num_docs} docs")
     try:
-        sketches = np.frombuffer(sketches_data, dtype="<u8").astype(np.uint64)
+        sketches = np.frombuffer(sketches_data, dtype="<u8").astype(np.uint64).reshape(num_docs, words_per_sketch)
         return TermPostings(terms, rows.astype(np.int64), docs, sketches)
     except ParameterError as error:
         raise FormatError(f"a term block is damaged: {error}") from error

@@ -53,19 +53,23 @@ def sketch_signs(*, dim: int, num_words: int, seed: int) -> NDArray[np.float32]:
 
 
 def hamming_distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Number of differing bits, element by element, of two `(n,)` uint64 arrays."""
-    if left.shape != right.shape or left.ndim != 1:
-        raise ParameterError(f"sketches of shapes {left.shape} and {right.shape} cannot be compared; pass equal (n,)")
-    return _hamming_distances(left.astype(np.uint64, copy=False), right.astype(np.uint64, copy=False))  # type: ignore[no-any-return]
+    """Number of differing bits, sketch by sketch, of two `(n,)` or `(n, num_words)` uint64 arrays; `(n,)` int64."""
+    if left.shape != right.shape or left.ndim not in (1, 2):
+        raise ParameterError(
+            f"sketches of shapes {left.shape} and {right.shape} cannot be compared; pass equal (n,) or (n, num_words)"
+        )
+    num_words = left.shape[1] if left.ndim == 2 else 1
+    words = (sides.astype(np.uint64, copy=False).reshape(len(left), num_words) for sides in (left, right))
+    return _hamming_distances(*words)  # type: ignore[no-any-return]
 
 
-def expected_distance(cosine: float) -> float:
-    """The mean Hamming distance of the sketches of two embeddings: `64 * acos(cosine) / pi`.
+def expected_distance(cosine: float, *, num_words: int = 1) -> float:
+    """The mean Hamming distance of the sketches of two embeddings: `64 * num_words * acos(cosine) / pi`.
 
-    >>> round(expected_distance(0.8), 1)
-    13.1
+    >>> round(expected_distance(0.8), 1), round(expected_distance(0.8, num_words=4), 1)
+    (13.1, 52.4)
     """
-    return BITS_PER_SKETCH * math.acos(cosine) / math.pi
+    return num_words * BITS_PER_SKETCH * math.acos(cosine) / math.pi
 
 
 @njit(cache=True, nogil=True)
@@ -88,7 +92,8 @@ def _sketch_rows(rows: NDArray[np.float32], signs: NDArray[np.float32], result: 
 
 @njit(cache=True, nogil=True)
 def _hamming_distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
-    distances = np.empty(left.size, np.int64)
-    for i in range(left.size):
-        distances[i] = np.int64(count_ones(left[i] ^ right[i]))
+    distances = np.zeros(len(left), np.int64)
+    for i in range(len(left)):
+        for word in range(left.shape[1]):
+            distances[i] += np.int64(count_ones(left[i, word] ^ right[i, word]))
     return distances

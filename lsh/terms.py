@@ -1,12 +1,14 @@
 """Embeddings to terms: one bucket key per table for each image.
 
-Two families. `cross_polytope`: a term joins, for `num_polytopes` random rotations, the vertex of the cross-polytope
-(the signed axis) nearest to the rotated embedding. `hyperplane`: a term joins the signs of `num_planes` coordinates of
-a random rotation. Embeddings close in angle share a term with high probability in either; at equal length of the term,
-cross-polytopes keep more near pairs together.
+Three families. `cross_polytope`: a term joins, for `num_polytopes` random rotations, the vertex of the cross-polytope
+(the signed axis) nearest to the rotated embedding; a smaller last polytope sets the bits of a term to the size of a
+corpus. `hyperplane`: a term joins the signs of `num_planes` coordinates of a random rotation. `minhash`: a term joins
+`num_hashes` min-hashes of the set of the `num_activations` strongest activations. Embeddings close in angle share a
+term with high probability in each; at equal length of the term, cross-polytopes keep most near pairs together.
 
-Sources: cross-polytopes, Andoni et al., arXiv 1509.02897, section 3; hyperplanes, Charikar, STOC 2002, section 3,
-orthogonalised within a rotation as in Ji et al., "Super-Bit Locality-Sensitive Hashing", NIPS 2012.
+Sources: cross-polytopes, Andoni et al., arXiv 1509.02897, sections 3 and 5.1 (the smaller last one); hyperplanes,
+Charikar, STOC 2002, section 3, orthogonalised within a rotation as in Ji et al., "Super-Bit Locality-Sensitive
+Hashing", NIPS 2012; min-hashes: `minhash`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
+from lsh.minhash import MAX_SEED as MAX_MINHASH_SEED
+from lsh.minhash import StrongestActivations
 from lsh.rotations import LANES, MAX_DIM, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
 
-Family = Literal["cross_polytope", "hyperplane"]
+Family = Literal["cross_polytope", "hyperplane", "minhash"]
 
 MAX_TABLES = 1024
 MAX_POLYTOPES = 8
 MAX_PLANES = 48
+MAX_HASHES = 8
 MAX_SEED = (1 << 63) - 1
 _TERMS_STREAM = 1
 
@@ -35,9 +40,9 @@ class TermParams:
     """What decides the terms of an embedding; equal params give equal terms on every machine.
 
     `num_polytopes`, `polytope_dim` and `last_polytope_dim` (None: as large as the others) belong to the family
-    `cross_polytope`, `num_planes` to `hyperplane`; a smaller last polytope makes the buckets fit the corpus. In
-    `benchmarks/batch.py`'s 100,000 embeddings (37 effective dimensions) the defaults find 96 % of the pairs of cosine
-    0.79 to 0.85 and 98 % of all above, 32 tables 89 % and 95 %, at two thirds of the cost.
+    `cross_polytope`, `num_planes` to `hyperplane`, `num_activations` and `num_hashes` to `minhash`. In
+    `benchmarks/batch_embeddings.py`'s embeddings, as dense as real ones, the defaults find 96 % of the pairs of cosine
+    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `tuning` finds cheaper params for a corpus.
     """
 
     family: Family = "cross_polytope"
@@ -47,6 +52,8 @@ class TermParams:
     polytope_dim: int = 256
     last_polytope_dim: int | None = None
     num_planes: int = 18
+    num_activations: int = 24
+    num_hashes: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,18 +64,22 @@ class TermParams:
         _check_range("num_polytopes", self.num_polytopes, 1, MAX_POLYTOPES)
         _check_range("polytope_dim", self.polytope_dim, 2, MAX_DIM)
         _check_range("num_planes", self.num_planes, 1, MAX_PLANES)
-        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("num_activations", self.num_activations, 1, MAX_DIM)
+        _check_range("num_hashes", self.num_hashes, 1, MAX_HASHES)
+        _check_range("seed", self.seed, 0, MAX_MINHASH_SEED if self.family == "minhash" else MAX_SEED)
         if self.last_polytope_dim is not None:
             _check_range("last_polytope_dim", self.last_polytope_dim, 1, self.polytope_dim)
         for name in ("polytope_dim", "last_polytope_dim"):
-            value = getattr(self, name)
-            if value is not None and value != rotated_dim(value):
-                raise ParameterError(f"{name}={value} is not a power of two; try 64, 128, 256 or 512")
+            size = getattr(self, name)
+            if size is not None and size != rotated_dim(size):
+                raise ParameterError(f"{name}={size} is not a power of two; try 64, 128, 256 or 512")
+        if self.family == "minhash" and self.num_activations > self.dim:
+            raise ParameterError(f"num_activations={self.num_activations} is above dim={self.dim}; lower it")
         num_bits = self.bits_per_term + (self.num_tables - 1).bit_length()
         if num_bits > 64:
             raise ParameterError(
                 f"num_tables={self.num_tables} with {self.bits_per_term} bits per term needs {num_bits} bits, "
-                f"more than 64; lower num_polytopes, polytope_dim, num_planes or num_tables"
+                f"more than 64; lower num_polytopes, polytope_dim, num_planes, num_hashes or num_tables"
             )
 
     @property
@@ -76,11 +87,17 @@ class TermParams:
         """Bits of a bucket; the number of the table stands above them."""
         if self.family == "hyperplane":
             return self.num_planes
-        return sum(dim.bit_length() for dim in self.polytope_dims)
+        if self.family == "minhash":
+            return self.num_hashes * (2 * self.dim - 1).bit_length()
+        return sum(size.bit_length() for size in self.polytope_dims)
 
     @property
     def polytope_dims(self) -> tuple[int, ...]:
-        """Dimension of each polytope of a table, in the order of their bits in a bucket, highest first."""
+        """Dimension of each polytope of a table, in the order of their bits in a bucket, highest first.
+
+        >>> TermParams(num_polytopes=3, polytope_dim=64, last_polytope_dim=16).polytope_dims
+        (64, 64, 16)
+        """
         last_dim = self.polytope_dim if self.last_polytope_dim is None else self.last_polytope_dim
         return (self.polytope_dim,) * (self.num_polytopes - 1) + (last_dim,)
 
@@ -112,6 +129,14 @@ class TermHasher:
 
     def __init__(self, params: TermParams) -> None:
         self.params = params
+        if params.family == "minhash":
+            self._activations = StrongestActivations(
+                dim=params.dim,
+                num_activations=params.num_activations,
+                num_permutations=params.num_tables * params.num_hashes,
+                seed=params.seed,
+            )
+            return
         if params.family == "hyperplane":
             self._slice_dim, slices_per_table = params.num_planes, 1
         else:
@@ -133,13 +158,24 @@ class TermHasher:
         A row's terms depend on that row alone, bit for bit. Raises ParameterError for another shape, NaN or infinity.
         """
         rows = checked_embeddings(embeddings, dim=self.params.dim)
+        if self.params.family == "minhash":
+            return _joined(self._activations.min_elements(rows), self.params)
         terms = np.empty((rows.shape[0], self.params.num_tables), dtype=np.uint64)
         if self.params.family == "hyperplane":
             _hyperplane_terms(rows, self._signs, self._slice_dim, terms)
         else:
-            dims = np.array(self.params.polytope_dims, dtype=np.int64)
-            _cross_polytope_terms(rows, self._signs, self._slice_dim, dims, terms)
+            _cross_polytope_terms(rows, self._signs, self._slice_dim, np.array(self.params.polytope_dims), terms)
         return terms
+
+
+def _joined(elements: NDArray[np.uint32], params: TermParams) -> NDArray[np.uint64]:
+    """Min-hashes `(n, num_tables * num_hashes)` to terms `(n, num_tables)`, a table's first highest."""
+    bits = np.uint64((2 * params.dim - 1).bit_length())
+    by_table = elements.reshape(-1, params.num_tables, params.num_hashes)
+    terms = np.broadcast_to(np.arange(params.num_tables, dtype=np.uint64), by_table.shape[:2])
+    for position in range(params.num_hashes):
+        terms = terms << bits | by_table[:, :, position].astype(np.uint64)
+    return terms
 
 
 @njit(cache=True, nogil=True)
@@ -150,7 +186,7 @@ def _cross_polytope_terms(
     polytope_dims: NDArray[np.int64],
     terms: NDArray[np.uint64],
 ) -> None:
-    """Fills `terms`; polytope `p` of all lies at the start of slice `p % slices` of rotation `p // slices`."""
+    """Fills `terms`; polytope `p` of all begins slice `p % slices` of rotation `p // slices`."""
     dim = signs.shape[2]
     slices = dim // slice_dim
     num_polytopes = polytope_dims.size

@@ -1,70 +1,24 @@
-"""Rules of the synthetic embeddings and of finding planted pairs again."""
+"""Rules of the batch benchmark: what counts as found, and the figures of every contender."""
 
 from __future__ import annotations
 
-from itertools import combinations
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.batch import MAX_EDITS, found_pairs, plant_embeddings, read_edges
-
-
-@pytest.mark.parametrize("num_images", [2, 3, 21, 1000])
-def test_there_are_exactly_as_many_unit_rows_as_asked_for(num_images: int) -> None:
-    """Every size gives that many float32 rows of length 1, with a family each."""
-    planted = plant_embeddings(num_images, seed=0)
-    assert planted.embeddings.shape == (num_images, 256)
-    assert planted.embeddings.dtype == np.float32
-    assert planted.family.shape == (num_images,)
-    assert np.allclose(np.linalg.norm(planted.embeddings, axis=1), 1.0, atol=1e-5)
+from benchmarks.batch import OURS, Truth, command, found_pairs, read_edges, recall_by_cosine, sizes_of
 
 
-def test_the_seed_decides_the_embeddings() -> None:
-    """The same seed gives the same bytes, another seed others."""
-    first, again, other = (plant_embeddings(200, seed=seed).embeddings.tobytes() for seed in (1, 1, 2))
-    assert first == again != other
-
-
-def test_about_half_of_the_images_are_families_of_one_photo_and_up_to_twenty_edits() -> None:
-    """Family sizes lie between 2 and 21 and their members make up about half of all images."""
-    sizes = np.bincount(plant_embeddings(5000, seed=0).family)
-    families = sizes[sizes > 1]
-    assert families.max() <= MAX_EDITS + 1
-    assert 0.45 < families.sum() / 5000 <= 0.5
-
-
-def test_planted_pairs_are_all_pairs_of_a_family_with_their_exact_cosine() -> None:
-    """The listed pairs equal a walk over all pairs of rows, and every edit is at least 0.7 from its photo."""
-    planted = plant_embeddings(300, seed=3)
-    pairs, cosines = planted.pairs()
-    expected = [(i, j) for i, j in combinations(range(300), 2) if planted.family[i] == planted.family[j]]
-    assert sorted(map(tuple, pairs.tolist())) == expected
-    exact = np.einsum("nd,nd->n", *(planted.embeddings[pairs[:, side]].astype(np.float64) for side in (0, 1)))
-    assert np.allclose(cosines, exact, atol=1e-5)
-    best: dict[int, float] = {}
-    for (left, right), cosine in zip(pairs.tolist(), cosines.tolist(), strict=True):
-        for row in (left, right):
-            best[row] = max(best.get(row, 0.0), cosine)
-    assert min(best.values()) >= 0.7 - 1e-4
-
-
-def test_random_pairs_are_as_close_as_those_of_a_trained_network() -> None:
-    """The 90th and 99th percentile of cosines between different photos lie where real embeddings have them."""
-    planted = plant_embeddings(3000, seed=0)
-    photos = planted.embeddings[np.unique(planted.family, return_index=True)[1]]
-    cosines = (photos @ photos.T)[np.triu_indices(len(photos), 1)]
-    assert np.quantile(cosines, [0.9, 0.99]) == pytest.approx([0.21, 0.43], abs=0.05)
-
-
-def test_a_planted_pair_is_found_in_either_direction() -> None:
+def test_a_pair_is_found_in_either_direction() -> None:
     """An edge counts whichever end comes first, and only the same two images count."""
-    planted = np.array([[0, 5], [2, 3], [1, 4]])
+    wanted = np.array([[0, 5], [2, 3], [1, 4]])
     edges = np.array([[5, 0], [2, 3], [1, 5], [4, 2]])
-    assert found_pairs(planted, edges, num_images=6).tolist() == [True, True, False]
+    assert found_pairs(wanted, edges, num_images=6).tolist() == [True, True, False]
 
 
 def test_edges_are_read_as_rows_whatever_docs_the_catalogue_gave(tmp_path: Path) -> None:
@@ -72,3 +26,46 @@ def test_edges_are_read_as_rows_whatever_docs_the_catalogue_gave(tmp_path: Path)
     pq.write_table(pa.table({"doc": [4, 0, 2], "image_id": ["000", "001", "012"]}), tmp_path / "catalogue.parquet")
     pq.write_table(pa.table({"left_doc": [0, 2], "right_doc": [4, 4]}), tmp_path / "edges.parquet")
     assert read_edges(tmp_path / "edges.parquet", tmp_path / "catalogue.parquet").tolist() == [[1, 0], [12, 0]]
+
+
+def test_recall_is_counted_in_bands_of_cosine() -> None:
+    """Each true pair counts in the band of its cosine; a band without pairs has recall 1."""
+    cosines = np.array([0.8, 0.84, 0.86, 0.97], dtype=np.float32)
+    truth = Truth(np.arange(1), np.zeros((4, 2), dtype=np.int64), cosines)
+    recall, num_pairs = recall_by_cosine(truth, np.array([True, False, True, False]), 0.79)
+    assert recall == {"0.79-0.85": 0.5, "0.85-0.90": 1.0, "0.90-0.95": 1.0, "0.95-1.00": 0.0}
+    assert num_pairs == {"0.79-0.85": 2, "0.85-0.90": 1, "0.90-0.95": 0, "0.95-1.00": 1}
+
+
+def test_contenders_that_do_not_survive_a_size_get_their_own() -> None:
+    """MLlib runs at 5,000 images, the others at the size asked for, ours at all sizes."""
+    assert sizes_of(["flat", "mllib"], 100_000) == {100_000: ["flat"], 5_000: ["mllib"]}
+    assert sizes_of(["flat", "mllib"], 3_000) == {3_000: ["flat", "mllib"]}
+
+
+def test_an_unknown_peer_is_refused_by_name() -> None:
+    """A misspelt peer is a usage error that lists the peers."""
+    result = CliRunner().invoke(command, ["--peers", "flat,solr"])
+    assert result.exit_code == 2
+    assert "solr is unknown" in result.output
+
+
+@pytest.mark.spark
+def test_the_rows_hold_every_contender_with_its_ratio_and_recall(tmp_path: Path) -> None:
+    """Ours and a peer on 2,000 images: JSON rows with case, contender, images, seconds, recall and ratio."""
+    pytest.importorskip("faiss", reason="the peer of this benchmark is not installed")
+    path = tmp_path / "batch.json"
+    arguments = ["--images", "2000", "--peers", "flat,ivf", "--target-recall", "0.9", "--json", str(path)]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = {row["contender"]: row for row in json.loads(path.read_text())["rows"]}
+    assert set(rows) == {OURS, "flat", "ivf"}
+    assert rows[OURS]["ratio"] == 1.0
+    assert rows[OURS]["recall"] > 0.85
+    assert rows[OURS]["shuffle_bytes"] > 0
+    assert rows["flat"]["recall"] == 1.0
+    assert rows["ivf"]["recall"] >= rows[OURS]["recall"]
+    for row in rows.values():
+        assert row["case"] == "planted"
+        assert row["images"] == 2000
+        assert row["seconds"] == pytest.approx(row["ratio"] * rows[OURS]["seconds"])

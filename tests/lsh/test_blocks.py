@@ -32,16 +32,18 @@ def words(values: Sequence[int]) -> NDArray[np.uint64]:
     return np.array(values, dtype=np.uint64)
 
 
-def sketch_of(doc: int) -> int:
-    return (doc * 0x9E3779B97F4A7C15) & MAX_WORD
+def sketch_of(doc: int) -> list[int]:
+    return [(doc * factor) & MAX_WORD for factor in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)]
+
+
+def sketches_of(docs: Sequence[int]) -> NDArray[np.uint64]:
+    return np.array([sketch_of(doc) for doc in docs], dtype=np.uint64).reshape(len(docs), 2)
 
 
 def blocks_of(terms_of: dict[int, tuple[int, int, int]], *, num_partitions: int) -> list[bytes]:
     docs = sorted(terms_of)
     terms = words([term for doc in docs for term in terms_of[doc]]).reshape(-1, 3)
-    return encode_term_blocks(
-        terms, words(docs), words([sketch_of(doc) for doc in docs]), num_partitions=num_partitions
-    )
+    return encode_term_blocks(terms, words(docs), sketches_of(docs), num_partitions=num_partitions)
 
 
 def postings_of(postings: TermPostings) -> list[tuple[int, int]]:
@@ -122,19 +124,37 @@ def test_docs_must_ascend() -> None:
     """A batch with docs out of order or twice raises ParameterError."""
     for docs in ([5, 3], [5, 5]):
         with pytest.raises(ParameterError, match="distinct and ascending"):
-            encode_term_blocks(words([1, 2]).reshape(2, 1), words(docs), words([0, 0]), num_partitions=1)
+            encode_term_blocks(words([1, 2]).reshape(2, 1), words(docs), sketches_of([0, 0]), num_partitions=1)
 
 
 def test_arrays_of_a_batch_must_fit() -> None:
     """Terms, docs and sketches of different length raise ParameterError with the shapes."""
     with pytest.raises(ParameterError, match=r"terms \(2, 1\), docs \(1,\)"):
-        encode_term_blocks(words([1, 2]).reshape(2, 1), words([5]), words([0, 0]), num_partitions=1)
+        encode_term_blocks(words([1, 2]).reshape(2, 1), words([5]), sketches_of([0, 0]), num_partitions=1)
+
+
+@pytest.mark.parametrize("num_words", [0, 65])
+def test_a_number_of_words_out_of_range_raises(num_words: int) -> None:
+    """Sketches have 1 to 64 words."""
+    with pytest.raises(ParameterError, match=f"words_per_sketch={num_words} is out of range 1..64"):
+        encode_term_blocks(words([1]).reshape(1, 1), words([5]), np.zeros((1, num_words), np.uint64), num_partitions=1)
+
+
+def test_blocks_with_sketches_of_different_width_raise() -> None:
+    """Blocks of runs that sketched with different numbers of words cannot be merged."""
+    blocks = [
+        encode_term_blocks(words([1]).reshape(1, 1), words([5]), np.zeros((1, width), np.uint64), num_partitions=1)[0]
+        for width in (1, 4)
+    ]
+
+    with pytest.raises(FormatError, match=r"sketches of \[1, 4\] words"):
+        decode_term_blocks(blocks)
 
 
 def test_one_doc_with_two_sketches_raises() -> None:
     """Two blocks that disagree about a doc's sketch raise FormatError with the doc."""
     blocks = [
-        encode_term_blocks(words([7]).reshape(1, 1), words([42]), words([sketch]), num_partitions=1)[0]
+        encode_term_blocks(words([7]).reshape(1, 1), words([42]), sketches_of([sketch]), num_partitions=1)[0]
         for sketch in (1, 2)
     ]
 
@@ -181,7 +201,7 @@ def test_unsound_term_blocks_with_a_right_checksum_raise(
 ) -> None:
     """Rows out of range, and docs or postings out of order, raise FormatError even if the checksum holds."""
     sections = [encode_sorted(words(docs)), encode_sorted(words(terms)), encode(words(rows))]
-    counts = [len(docs), len(terms), *(section.size for section in sections)]
+    counts = [len(docs), len(terms), *(section.size for section in sections), 1]
     block = TERM_BLOCK.pack(counts, [*sections, np.zeros(len(docs), dtype="<u8")])
 
     with pytest.raises(FormatError, match=message):

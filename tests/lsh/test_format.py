@@ -36,14 +36,14 @@ def test_term_block_example_decodes() -> None:
     assert postings.terms.tolist() == [3, 3, 200]
     assert postings.docs[postings.doc_rows].tolist() == [5, 300, 300]
     assert postings.docs.tolist() == [5, 300]
-    assert postings.sketches.tolist() == [0x0123456789ABCDEF, 1]
+    assert postings.sketches.tolist() == [[0x0123456789ABCDEF], [1]]
 
 
 def test_term_block_example_is_what_encoding_writes() -> None:
     """Encoding the postings that the text names writes the worked term block."""
     terms = np.array([[3, 3], [3, 200]], dtype=np.uint64)
     docs = np.array([5, 300], dtype=np.uint64)
-    sketches = np.array([0x0123456789ABCDEF, 1], dtype=np.uint64)
+    sketches = np.array([[0x0123456789ABCDEF], [1]], dtype=np.uint64)
 
     assert encode_term_blocks(terms, docs, sketches, num_partitions=1) == [worked_example("term-block")]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsh.errors import ParameterError
-from lsh.sketches import expected_distance, hamming_distances, sketches
+from lsh.sketches import expected_distance, hamming_distances, long_sketches, sketches
 
 GOLDEN = 0x1160842221E97FA6
 word = st.integers(0, 2**64 - 1)
@@ -20,6 +20,16 @@ def test_distances_equal_python_bit_counts(pairs: list[tuple[int, int]]) -> None
     left, right = np.array(pairs, dtype=np.uint64).reshape(-1, 2).T
 
     assert hamming_distances(left, right).tolist() == [(a ^ b).bit_count() for a, b in pairs]
+
+
+def test_distances_of_long_sketches_are_added_over_their_words() -> None:
+    """The distance of sketches of several words is the sum of the distances of their words."""
+    rows = np.random.default_rng(4).standard_normal((2, 30, 256)).astype(np.float32)
+    left, right = (long_sketches(side, num_words=4) for side in rows)
+    by_word = [hamming_distances(left[:, word], right[:, word]) for word in range(4)]
+
+    assert hamming_distances(left, right).tolist() == np.sum(by_word, axis=0).tolist()
+    assert left[:, 0].tolist() == sketches(rows[0]).tolist()
 
 
 def test_sketches_do_not_depend_on_the_batch() -> None:

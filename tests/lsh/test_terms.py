@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
+from lsh.minhash import element_bytes, element_ranks
 from lsh.rotations import LANES, load_lanes, rotate_lanes, rotated_dim
 from lsh.terms import TermHasher, TermParams
 
@@ -18,14 +20,18 @@ FAMILIES = [
     TermParams(num_tables=5, dim=64, num_polytopes=2, polytope_dim=64),
     TermParams(num_tables=5, dim=60, num_polytopes=3, polytope_dim=16),
     TermParams(num_tables=3, dim=20, num_polytopes=1, polytope_dim=128),
+    TermParams(num_tables=5, dim=60, num_polytopes=3, polytope_dim=32, last_polytope_dim=4),
     TermParams(family="hyperplane", num_tables=7, dim=64, num_planes=18),
     TermParams(family="hyperplane", num_tables=2, dim=5, num_planes=40),
 ]
+MINHASH = TermParams(family="minhash", num_tables=5, dim=60, num_activations=7, num_hashes=3)
 GOLDEN = [
     (TermParams(num_tables=4), [249321, 410234, 560946, 957184]),
     (TermParams(num_tables=4, seed=7), [59168, 521126, 600314, 855936]),
     (TermParams(num_tables=4, dim=60, num_polytopes=3, polytope_dim=16), [2865, 32886, 73755, 113028]),
     (TermParams(family="hyperplane", num_tables=4), [261954, 365016, 743427, 889109]),
+    (TermParams(num_tables=4, num_polytopes=3, polytope_dim=64, last_polytope_dim=8), [259967, 472717, 528026, 969232]),
+    (TermParams(family="minhash", num_tables=4), [193826, 273186, 715725, 864629]),
 ]
 
 
@@ -54,12 +60,14 @@ def slow_terms(params: TermParams, rows: NDArray[np.float32]) -> list[list[int]]
         terms = []
         for table in range(params.num_tables):
             bucket = 0
-            for values in slices[table * slices_per_table : (table + 1) * slices_per_table]:
+            for position in range(slices_per_table):
+                values = slices[table * slices_per_table + position]
                 if is_hyperplane:
                     bucket = sum(1 << plane for plane in range(slice_dim) if values[plane] < 0)
                     continue
-                axis = int(np.argmax(np.abs(values)))
-                bucket = bucket * 2 * slice_dim + 2 * axis + int(values[axis] < 0)
+                polytope_dim = params.polytope_dims[position]
+                axis = int(np.argmax(np.abs(values[:polytope_dim])))
+                bucket = bucket * 2 * polytope_dim + 2 * axis + int(values[axis] < 0)
             terms.append(table << params.bits_per_term | bucket)
         result.append(terms)
     return result
@@ -67,13 +75,31 @@ def slow_terms(params: TermParams, rows: NDArray[np.float32]) -> list[list[int]]
 
 @pytest.mark.parametrize("params", FAMILIES)
 def test_terms_equal_their_slow_twin(params: TermParams) -> None:
-    """Both families give the terms that one table at a time in Python integers gives."""
+    """Both families of rotations give the terms that one table at a time in Python integers gives."""
     rows = random_rows(35, params.dim)
 
     assert TermHasher(params).terms(rows).tolist() == slow_terms(params, rows)
 
 
-@pytest.mark.parametrize("params", FAMILIES)
+def test_min_hashes_equal_those_of_datasketch() -> None:
+    """Each term joins the elements whose hash values datasketch's MinHash of the strongest activations holds."""
+    rows = random_rows(20, MINHASH.dim)
+    rows[10:] = np.round(rows[10:], 1)  # equal magnitudes
+    num_permutations = MINHASH.num_tables * MINHASH.num_hashes
+    ranks = element_ranks(dim=MINHASH.dim, num_permutations=num_permutations, seed=MINHASH.seed)
+    terms = TermHasher(MINHASH).terms(rows)
+    for row, row_terms in zip(rows, terms, strict=True):
+        axes = np.argsort(-np.abs(row), kind="stable")[: MINHASH.num_activations]
+        minhash = MinHash(num_perm=num_permutations, seed=MINHASH.seed, scheme="affine32")
+        minhash.update_batch([element_bytes(2 * int(axis) + int(row[axis] < 0)) for axis in axes])
+        elements = [
+            int(term) >> shift & 127 for term in row_terms for shift in (14, 7, 0)
+        ]  # 2 * 60 elements take 7 bits
+
+        assert [int(ranks[element, i]) for i, element in enumerate(elements)] == minhash.hashvalues.tolist()
+
+
+@pytest.mark.parametrize("params", [*FAMILIES, MINHASH])
 def test_terms_carry_their_table_above_the_bucket(params: TermParams) -> None:
     """A term shifted right by `bits_per_term` is the number of its table."""
     terms = TermHasher(params).terms(random_rows(20, params.dim))
@@ -84,7 +110,10 @@ def test_terms_carry_their_table_above_the_bucket(params: TermParams) -> None:
     )
 
 
-@pytest.mark.parametrize("params", [TermParams(num_tables=8), TermParams(family="hyperplane", num_tables=8)])
+@pytest.mark.parametrize(
+    "params",
+    [TermParams(num_tables=8), *(TermParams(family=family, num_tables=8) for family in ("hyperplane", "minhash"))],
+)
 @pytest.mark.parametrize("batch_size", [1, 15, 16, 17, 100])
 def test_terms_do_not_depend_on_the_batch(params: TermParams, batch_size: int) -> None:
     """A row has the same terms alone, in any batch, and at any place of it, also near ties of an argmax."""
@@ -164,7 +193,12 @@ def test_terms_of_the_widest_params_fit_in_64_bits() -> None:
         ({"polytope_dim": 100}, "polytope_dim=100 is not a power of two; try 64, 128"),
         ({"num_planes": 49}, "num_planes=49 is out of range 1..48"),
         ({"seed": -1}, "seed=-1 is out of range"),
-        ({"family": "minhash"}, "family='minhash' is unknown; choose one of cross_polytope, hyperplane"),
+        ({"last_polytope_dim": 512}, "last_polytope_dim=512 is out of range 1..256"),
+        ({"last_polytope_dim": 48}, "last_polytope_dim=48 is not a power of two"),
+        ({"family": "minhash", "num_hashes": 9}, "num_hashes=9 is out of range 1..8"),
+        ({"family": "minhash", "num_activations": 257}, "num_activations=257 is above dim=256"),
+        ({"family": "minhash", "seed": 2**32}, "seed=4294967296 is out of range 0..4294967295"),
+        ({"family": "simhash"}, "family='simhash' is unknown; choose one of cross_polytope, hyperplane, minhash"),
         ({"num_polytopes": 8, "polytope_dim": 256}, "needs 78 bits, more than 64"),
     ],
 )
@@ -181,6 +215,7 @@ def test_bad_params_are_named(changes: dict[str, object], message: str) -> None:
         num_tables=st.integers(1, 64),
         dim=st.integers(1, 512),
         polytope_dim=st.sampled_from([2, 64, 256]),
+        last_polytope_dim=st.sampled_from([None, 2]),
         num_planes=st.integers(1, 48),
         seed=st.integers(0, 2**63 - 1),
     )

@@ -1,0 +1,68 @@
+"""Rules of selecting matches, on the blocks of one range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch_jobs.make_terms import binary_rows
+from batch_jobs.select_matches import Selection, read_codes, term_overlap, verify_blocks
+from lsh.blocks import encode_pair_block
+
+PAIRS = np.array([[0, 1], [0, 2], [1, 3]], dtype=np.uint64)
+SHARED_TERMS = np.array([1, 3, 8], dtype=np.uint32)
+
+
+def selected(selection: Selection, *, codes: Path) -> list[tuple[int, int, float, float, int]]:
+    blocks = pa.table({"block": [encode_pair_block(PAIRS, SHARED_TERMS)]})
+    table = verify_blocks(blocks, codes=str(codes), selection=selection, docs_per_range=4)
+    rows = table.filter(pa.compute.is_null(table["histogram"])).to_pylist()
+    return [(row["left_doc"], row["right_doc"], row["similarity"], row["score"], row["shared_terms"]) for row in rows]
+
+
+@pytest.fixture
+def codes(tmp_path: Path) -> Path:
+    """Codes of four docs: 0 and 2 are equal, 1 is their opposite, 3 lies across."""
+    values = np.array([[100, 0], [-100, 0], [100, 0], [0, 100]], dtype=np.int8)
+    pq.write_table(pa.table({"doc": [0, 1, 2, 3], "code": binary_rows(values)}), tmp_path / "codes.parquet")
+    return tmp_path
+
+
+def test_candidates_are_verified_by_the_cosine_of_their_codes(codes: Path) -> None:
+    """A pair of high cosine is a match, however few terms it shares above `min_shared_terms`."""
+    selection = Selection(dim=2, min_score=0.8, min_shared_terms=1, num_tables=16)
+
+    assert selected(selection, codes=codes) == [(0, 2, 1.0, 1.0, 3)]
+
+
+def test_pairs_of_too_few_shared_terms_are_no_candidates(codes: Path) -> None:
+    """`min_shared_terms` drops a pair before it is verified."""
+    selection = Selection(dim=2, min_score=0.8, min_shared_terms=4, num_tables=16)
+
+    assert selected(selection, codes=codes) == []
+
+
+def test_unverified_candidates_are_matches_scored_by_the_overlap_of_their_terms(tmp_path: Path) -> None:
+    """Without verification no code is read: there are none here, and enough shared terms make a match."""
+    selection = Selection(dim=2, min_score=0.8, min_shared_terms=3, num_tables=16, verified=False)
+    found = selected(selection, codes=tmp_path / "missing")
+
+    assert [(left, right, shared) for left, right, _, _, shared in found] == [(0, 2, 3), (1, 3, 8)]
+    assert [score for _, _, _, score, _ in found] == pytest.approx([3 / 29, 8 / 24])
+
+
+def test_the_overlap_of_equal_signatures_is_one() -> None:
+    """All tables shared is an overlap of 1, none is 0."""
+    assert term_overlap(np.array([0, 16], dtype=np.uint32), num_tables=16).tolist() == [0.0, 1.0]
+
+
+def test_codes_are_read_by_range_in_the_order_of_docs(codes: Path) -> None:
+    """Only docs of the range come back, with their rows."""
+    docs, rows = read_codes(str(codes), 1, dim=2, docs_per_range=2)
+
+    assert docs.tolist() == [2, 3]
+    assert rows.tolist() == [[100, 0], [0, 100]]
