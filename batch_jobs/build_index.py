@@ -30,6 +30,7 @@ from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import embedding_rows
 from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
+from embed.pair_scoring import read_pair_scorer, scorer_files
 from lsh.errors import LshError
 from lsh.index.generation import read_manifest
 from lsh.index.layout import params_for
@@ -45,11 +46,15 @@ DOCS_PER_BATCH = 16_384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedRun:
-    """The committed tables that a generation is made of, and what decided them."""
+    """The committed tables that a generation is made of, and what decided them.
+
+    `scorer` is the folder that keeps the files of what scored the run's pairs.
+    """
 
     catalogue: Path
     embeddings: Path
     clusters: Path
+    scorer: Path
     embedder_digest: str
     dim: int
     seed: int
@@ -82,6 +87,7 @@ def build_index(
         num_probes=num_tables * probes_per_table,
         embedder_digest=run.embedder_digest,
         min_score=run.min_score,
+        scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
     )
     try:
         with new_generation(index_folder(workspace.folder)) as folder:
@@ -104,6 +110,7 @@ def find_run(workspace: Workspace, *, min_score: float | None) -> IndexedRun:
             catalogue=workspace.steps_folder / f"catalogue-{embedded['catalogue']}" / "catalogue",
             embeddings=workspace.steps_folder / f"embed-{hashed['embed']}" / "embeddings",
             clusters=commit.parent / "clusters",
+            scorer=workspace.steps_folder / f"select-{_step_inputs(commit)['select']}",
             embedder_digest=embedded["embedder"],
             dim=hashed["terms"]["dim"],
             seed=hashed["terms"]["seed"],

@@ -19,7 +19,7 @@ from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder import describe_embedder
-from embed.pair_scoring import PairScorer, load_pair_scorer
+from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -223,6 +223,8 @@ class Pipeline:
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
+            for name, content in scorer_files(self.model.scorer).items():
+                (folder / name).write_bytes(content)
             return select_matches.select_matches(
                 self.spark,
                 folder,

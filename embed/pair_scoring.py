@@ -7,15 +7,23 @@ calibration turns it into the probability that the pair is a near-duplicate. Wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.calibration.calibration import Calibration, read_calibration
+from embed.calibration.calibration import CALIBRATION_FILE, Calibration, calibration_bytes, read_calibration
 from embed.embedder import EmbedderSpec
 from embed.errors import EmbedderError
-from embed.pair_classifier.classifier import HOPELESS, MIN_SIMILARITY, PairClassifier, read_classifier
+from embed.pair_classifier.classifier import (
+    CLASSIFIER_FILE,
+    HOPELESS,
+    MIN_SIMILARITY,
+    PairClassifier,
+    classifier_bytes,
+    read_classifier,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +66,12 @@ class PairScorer:
             return self.calibration.apply(raw)
         return raw if self.classifier is None else sigmoid(raw)
 
+    def lowest_similarity(self, min_score: float) -> float:
+        """No pair of a lower cosine reaches `min_score`."""
+        if self.classifier is not None:
+            return MIN_SIMILARITY
+        return min_score if self.calibration is None else self.calibration.invert(min_score)
+
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw scores of all pairs of unit rows, `(a, dim)` and `(b, dim)` -> `(a, b)` float32, for evaluation."""
         similarities = left @ right.T
@@ -82,6 +96,25 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits to probabilities, without overflow."""
     half: NDArray[np.float32] = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
     return half
+
+
+def scorer_files(scorer: PairScorer) -> dict[str, bytes]:
+    """The files that `read_pair_scorer` makes the scorer of again; none for plain cosines."""
+    files = {}
+    if scorer.classifier is not None:
+        files[CLASSIFIER_FILE] = classifier_bytes(scorer.classifier)
+    if scorer.calibration is not None:
+        files[CALIBRATION_FILE] = calibration_bytes(scorer.calibration)
+    return files
+
+
+def read_pair_scorer(folder: Path, *, embedder_digest: str) -> PairScorer:
+    """The scorer whose `scorer_files` lie in a folder, as a run or an index keeps them; raises EmbedderError."""
+    classifier, calibration = folder / CLASSIFIER_FILE, folder / CALIBRATION_FILE
+    return PairScorer(
+        read_classifier(classifier, embedder_digest=embedder_digest) if classifier.exists() else None,
+        read_calibration(calibration) if calibration.exists() else None,
+    )
 
 
 def load_pair_scorer(spec: EmbedderSpec) -> PairScorer:

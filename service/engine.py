@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.errors import EmbedError
 from lsh.codes import quantize
 from lsh.errors import LshError
 from lsh.index.generation import Generation, open_generation, verify_generation
@@ -73,7 +74,7 @@ class Engine:
         self._last_told = _done()
         self._changes_since_switch_began: list[LogEntry] | None = None
         self._num_taken_back = 0
-        served = Served(generation)
+        served = _served(generation)
         served.uploads.replay(self.log.removed_ids(), self.log.registered())
         served.warm_up()
         self._served = served
@@ -160,7 +161,7 @@ class Engine:
         """
         with self._switching:
             old = self._served
-            new = Served(_verified(generation_folder, like=old.generation.manifest))
+            new = _served(_verified(generation_folder, like=old.generation.manifest))
             with self._changing:
                 self._changes_since_switch_began, last_told = [], self._last_told
                 num_taken_back = self._num_taken_back
@@ -277,6 +278,15 @@ def _verified(folder: Path, *, like: Manifest) -> Generation:
                 "embedder, or start another server for the new one"
             )
     return generation
+
+
+def _served(generation: Generation) -> Served:
+    try:
+        return Served(generation)
+    except EmbedError as error:
+        raise GenerationRefused(
+            f"generation {generation.manifest.generation_id} cannot score pairs: {error}"
+        ) from error
 
 
 def _is_registered(served: Served, image_id: str, embedding: NDArray[np.float32]) -> bool:

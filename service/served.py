@@ -6,14 +6,15 @@ and the old one's memory maps are released with its last query.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.pair_scoring import read_pair_scorer
 from lsh.codes import pair_cosines, quantize
 from lsh.index.generation import Generation
 from lsh.index.lookup import Found, HashTables
@@ -22,6 +23,9 @@ from service.uploads import Uploads
 
 _SAME_IMAGE = 0.999
 """Cosine of codes from which two embeddings under one image id are one image, computed on different machines."""
+
+
+RESCORED_PER_MATCH = 4
 
 
 class Source(Enum):
@@ -61,6 +65,18 @@ class ClusterPage:
     next_offset: int | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidates:
+    """What one index found for one query: docs or rows, cosines, shared terms and scores, all `(m,)`, and the codes."""
+
+    source: Source
+    places: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+    shared_terms: NDArray[np.int32]
+    codes: Callable[[], NDArray[np.int8]]
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+
+
 class Served:
     """A generation, its hash tables and the uploads since. Searching is safe from several threads."""
 
@@ -69,20 +85,26 @@ class Served:
         self.generation_id = generation.manifest.generation_id  # the manifest computes it anew each time
         self.created_at = datetime.fromisoformat(generation.manifest.created_at)
         self.uploads = Uploads(generation)
+        self.scorer = read_pair_scorer(generation.folder, embedder_digest=generation.manifest.embedder_digest)
         self._tables = HashTables(generation)
 
     def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float) -> list[Answer]:
         """The best `k` matches of at least `min_score` for each of `(n, dim)` float32 unit rows."""
-        uploads = self.uploads
+        uploads, scorer = self.uploads, self.scorer
         excluded = uploads.is_removed if uploads.num_removed else None
-        found = self._tables.lookup(embeddings, k=k, min_similarity=min_score, excluded=excluded)
-        live = uploads.index.search(embeddings, k=k, min_similarity=min_score) if len(uploads) else None
+        min_similarity = scorer.lowest_similarity(min_score)
+        # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
+        num_found = k if scorer.classifier is None else RESCORED_PER_MATCH * k
+        found = self._tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
+        live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity) if len(uploads) else None
         answers = []
         for query in range(len(embeddings)):
-            matches = self._matches(found, query)
+            projected = scorer.project(embeddings[query : query + 1])
+            candidates = [self._table_candidates(found, query)]
             if live is not None:
-                matches = _merge(matches, self._live_matches(live, query), k)
-            answers.append(Answer(tuple(matches), int(found.num_candidates[query])))
+                candidates.append(self._live_candidates(live, query))
+            best = _best([self._scored(each, projected) for each in candidates], k=k, min_score=min_score)
+            answers.append(Answer(tuple(self._matches(best)), int(found.num_candidates[query])))
         return answers
 
     def warm_up(self, *, num_queries: int = 64) -> None:
@@ -150,32 +172,62 @@ class Served:
         next_offset = end if end < size + len(live) else None
         return ClusterPage(self._head(name), tuple(image_ids), size + len(live), next_offset)
 
-    def _matches(self, found: Found, query: int) -> list[Match]:
-        docs = found.docs[query]
-        docs = docs[docs >= 0]
-        if not len(docs):
-            return []
-        canonicals = self.generation.canonicals(docs)
-        image_ids = self.generation.image_ids(docs)
-        canonical_ids = self.generation.image_ids(canonicals)
-        if self.uploads.num_removed and self.uploads.is_removed[canonicals].any():
-            canonical_ids = [self._head(canonical_id) for canonical_id in canonical_ids]
-        similarities = found.similarities[query].tolist()
-        shared_terms = found.shared_terms[query].tolist()
-        return [
-            Match(image_id, similarity, similarity, shared, Source.HASH_TABLES, canonical_id)
-            for image_id, similarity, shared, canonical_id in zip(
-                image_ids, similarities, shared_terms, canonical_ids, strict=False
-            )
-        ]
+    def _table_candidates(self, found: Found, query: int) -> _Candidates:
+        num = int(np.searchsorted(-(found.docs[query] >= 0).astype(np.int8), 0))
+        docs = found.docs[query, :num]
+        return _Candidates(
+            Source.HASH_TABLES,
+            docs,
+            found.similarities[query, :num],
+            found.shared_terms[query, :num],
+            lambda: self.generation.codes(docs),
+        )
 
-    def _live_matches(self, live: LiveFound, query: int) -> list[Match]:
-        uploads = self.uploads
-        rows = [row for row in live.rows[query].tolist() if row >= 0]
-        return [
-            Match(uploads.image_id(row), similarity, similarity, 0, Source.LIVE, self._head(uploads.cluster_of(row)))
-            for row, similarity in zip(rows, live.similarities[query].tolist(), strict=False)
-        ]
+    def _live_candidates(self, live: LiveFound, query: int) -> _Candidates:
+        rows = live.rows[query][live.rows[query] >= 0]
+        return _Candidates(
+            Source.LIVE,
+            rows,
+            live.similarities[query, : len(rows)],
+            np.zeros(len(rows), np.int32),
+            lambda: np.stack([self.uploads.index.code(int(row)) for row in rows]),
+        )
+
+    def _scored(self, candidates: _Candidates, projected: NDArray[np.float32]) -> _Candidates:
+        """The candidates with their scores against a query."""
+        scorer, num = self.scorer, len(candidates.places)
+        if num == 0:
+            return candidates
+        others = scorer.project(candidates.codes()) if scorer.classifier else np.empty((num, 0), np.float32)
+        scores = scorer.scores(candidates.similarities, projected, others, np.zeros(num, np.int64), np.arange(num))
+        return replace(candidates, scores=scores)
+
+    def _matches(self, best: Sequence[tuple[_Candidates, int]]) -> list[Match]:
+        """Matches of positions in candidates, with names and canonicals."""
+        docs = np.array([int(each.places[i]) for each, i in best if each.source is Source.HASH_TABLES], np.int64)
+        canonicals = self.generation.canonicals(docs)
+        image_ids, canonical_ids = self.generation.image_ids(docs), self.generation.image_ids(canonicals)
+        if len(docs) and self.uploads.num_removed and self.uploads.is_removed[canonicals].any():
+            canonical_ids = [self._head(canonical_id) for canonical_id in canonical_ids]
+        names = iter(zip(image_ids, canonical_ids, strict=True))
+        matches = []
+        for each, i in best:
+            if each.source is Source.HASH_TABLES:
+                image_id, canonical_id = next(names)
+            else:
+                row = int(each.places[i])
+                image_id, canonical_id = self.uploads.image_id(row), self._head(self.uploads.cluster_of(row))
+            matches.append(
+                Match(
+                    image_id=image_id,
+                    score=float(each.scores[i]),
+                    similarity=float(each.similarities[i]),
+                    shared_terms=int(each.shared_terms[i]),
+                    source=each.source,
+                    canonical_id=canonical_id,
+                )
+            )
+        return matches
 
     def _cluster_of(self, image_id: str) -> str:
         """The image id that an image's cluster is named after, known or removed."""
@@ -203,6 +255,7 @@ class Served:
         return None if doc is None else int(self.generation.canonicals(np.array([doc]))[0])
 
 
-def _merge(tables: Sequence[Match], live: Sequence[Match], k: int) -> list[Match]:
-    """The best `k` of both; on a tie the hash tables' comes first, as it is older."""
-    return sorted([*tables, *live], key=lambda match: -match.score)[:k]
+def _best(found: Sequence[_Candidates], *, k: int, min_score: float) -> list[tuple[_Candidates, int]]:
+    """The best `k` of at least `min_score`; on a tie the hash tables' comes first, as it is older."""
+    accepted = [(each, i) for each in found for i in np.flatnonzero(each.scores >= np.float32(min_score)).tolist()]
+    return sorted(accepted, key=lambda candidate: -float(candidate[0].scores[candidate[1]]))[:k]

@@ -54,7 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise GenerationError(f"{path} cannot be read ({error.strerror}); is {folder} a generation?") from error
     manifest = Manifest.from_bytes(text, name=str(path))
-    if set(manifest.files) != set(layout.DTYPES):
+    if set(manifest.files) - set(layout.SCORER_FILES) != set(layout.DTYPES):
         raise GenerationError(
             f"{path} lists {sorted(manifest.files)}, expected {sorted(layout.DTYPES)}; build it again"
         )

@@ -32,6 +32,9 @@ CLUSTER_STARTS = "cluster_starts.bin"
 CLUSTER_MEMBERS = "cluster_members.bin"
 CENTROIDS = "centroids.bin"
 
+SCORER_FILES = ("pair_classifier.npz", "calibration.json")
+"""What makes scores of cosines, in the embedder's own formats; a generation whose score is the cosine has none."""
+
 DTYPES: dict[str, np.dtype] = {
     CODES: np.dtype("i1"),
     SKETCHES: np.dtype("<u8"),

@@ -48,7 +48,6 @@ class Manifest:
     term_params: TermParams
     num_probes: int
     files: Mapping[str, FileEntry]
-    calibration_digest: str | None = None
 
     @property
     def generation_id(self) -> str:

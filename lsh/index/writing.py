@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -38,16 +38,21 @@ _TERMS_SCRATCH = ".terms"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSpec:
-    """What a generation is made for. `num_probes` buckets are visited by a lookup, over all tables."""
+    """What a generation is made for. `num_probes` buckets are visited by a lookup, over all tables.
+
+    `scorer_files` are kept as they are, for who makes scores of the cosines that a lookup finds.
+    """
 
     num_docs: int
     term_params: TermParams
     num_probes: int
     embedder_digest: str
     min_score: float
-    calibration_digest: str | None = None
+    scorer_files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not set(self.scorer_files) <= set(layout.SCORER_FILES):
+            raise ParameterError(f"scorer_files {sorted(self.scorer_files)} are none of {layout.SCORER_FILES}")
         if not 1 <= self.num_docs <= layout.MAX_DOCS:
             raise ParameterError(f"num_docs={self.num_docs} is out of range 1..{layout.MAX_DOCS} of one generation")
         Parts.of(self.term_params)
@@ -147,6 +152,8 @@ class GenerationWriter:
         for array in (self._codes, self._sketches):
             array.flush()
         (self.folder / _TERMS_SCRATCH).unlink()
+        for name, content in self.spec.scorer_files.items():
+            (self.folder / name).write_bytes(content)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,8 +166,7 @@ class GenerationWriter:
             min_score=self.spec.min_score,
             term_params=self.spec.term_params,
             num_probes=self.spec.num_probes,
-            files={name: self._synced_entry(name) for name in sorted(layout.DTYPES)},
-            calibration_digest=self.spec.calibration_digest,
+            files={name: self._synced_entry(name) for name in sorted([*layout.DTYPES, *self.spec.scorer_files])},
         )
         with (self.folder / MANIFEST_NAME).open("wb") as file:
             file.write(manifest.to_bytes())

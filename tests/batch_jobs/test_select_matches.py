@@ -11,6 +11,9 @@ import pytest
 
 from batch_jobs.make_terms import binary_rows
 from batch_jobs.select_matches import Selection, read_codes, term_overlap, verify_blocks
+from embed.calibration.calibration import Calibration, Promise
+from embed.pair_classifier.classifier import PairClassifier
+from embed.pair_scoring import PairScorer
 from lsh.blocks import encode_pair_block
 
 PAIRS = np.array([[0, 1], [0, 2], [1, 3]], dtype=np.uint64)
@@ -34,21 +37,54 @@ def codes(tmp_path: Path) -> Path:
 
 def test_candidates_are_verified_by_the_cosine_of_their_codes(codes: Path) -> None:
     """A pair of high cosine is a match, however few terms it shares above `min_shared_terms`."""
-    selection = Selection(dim=2, min_score=0.8, min_shared_terms=1, num_tables=16)
+    selection = Selection(dim=2, scorer=PairScorer(), min_score=0.8, min_shared_terms=1, num_tables=16)
 
     assert selected(selection, codes=codes) == [(0, 2, 1.0, 1.0, 3)]
 
 
+def test_the_embedders_scorer_decides(codes: Path) -> None:
+    """The score is the classifier's probability, calibrated; the similarity stays the cosine."""
+    classifier = PairClassifier(
+        projection=np.eye(2, dtype=np.float32),
+        bias=np.zeros(2, np.float32),
+        output=np.array([2.0, 0.0], np.float32),
+        line=np.array([1.0, 0.0], np.float32),
+        embedder_digest="",
+    )
+    promise = Promise(
+        target=0.9,
+        precision=0.9,
+        lower_bound=0.9,
+        upper_bound=0.9,
+        recall=1.0,
+        true_pairs_per_query=1.0,
+        corpus_size=4,
+    )
+    calibration = Calibration(
+        method="logistic",
+        raw_scores=(0.0, 4.0),
+        probabilities=(0.0, 1.0),
+        threshold=2.0,
+        promise=promise,
+        scored_by="",
+    )
+    selection = Selection(
+        dim=2, scorer=PairScorer(classifier, calibration), min_score=0.5, min_shared_terms=1, num_tables=16
+    )
+
+    assert selected(selection, codes=codes) == [(0, 2, 1.0, 0.75, 3)]
+
+
 def test_pairs_of_too_few_shared_terms_are_no_candidates(codes: Path) -> None:
     """`min_shared_terms` drops a pair before it is verified."""
-    selection = Selection(dim=2, min_score=0.8, min_shared_terms=4, num_tables=16)
+    selection = Selection(dim=2, scorer=PairScorer(), min_score=0.8, min_shared_terms=4, num_tables=16)
 
     assert selected(selection, codes=codes) == []
 
 
 def test_unverified_candidates_are_matches_scored_by_the_overlap_of_their_terms(tmp_path: Path) -> None:
     """Without verification no code is read: there are none here, and enough shared terms make a match."""
-    selection = Selection(dim=2, min_score=0.8, min_shared_terms=3, num_tables=16, verified=False)
+    selection = Selection(dim=2, scorer=PairScorer(), min_score=0.8, min_shared_terms=3, num_tables=16, verified=False)
     found = selected(selection, codes=tmp_path / "missing")
 
     assert [(left, right, shared) for left, right, _, _, shared in found] == [(0, 2, 3), (1, 3, 8)]

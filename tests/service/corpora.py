@@ -46,6 +46,7 @@ def add_generation(
     clusters: Mapping[str, Sequence[str]] | None = None,
     digest: str = DIGEST,
     min_score: float = MIN_SCORE,
+    scorer_files: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write a generation; `clusters` gives the members of canonicals, themselves left out. Returns its id."""
     doc_of = {image_id: doc for doc, image_id in enumerate(ids)}
@@ -57,7 +58,12 @@ def add_generation(
     members, canonicals = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     params = TermParams.from_json({**PARAMS.to_json(), "dim": embeddings.shape[1]})
     spec = GenerationSpec(
-        num_docs=len(ids), term_params=params, num_probes=48, embedder_digest=digest, min_score=min_score
+        num_docs=len(ids),
+        term_params=params,
+        num_probes=48,
+        embedder_digest=digest,
+        min_score=min_score,
+        scorer_files=scorer_files or {},
     )
     with new_generation(index) as folder:
         writer = GenerationWriter(folder, spec)
