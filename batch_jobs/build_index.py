@@ -32,7 +32,6 @@ from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
 from embed.pair_scoring import read_pair_scorer, scorer_files
 from lsh.errors import LshError
-from lsh.index.generation import read_manifest
 from lsh.index.layout import params_for
 from lsh.index.manifest import Manifest
 from lsh.index.publishing import new_generation, promote
@@ -78,21 +77,18 @@ def build_index(
     The workspace is open, so no run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
     """
     run = find_run(workspace, min_score=min_score)
-    num_docs = sum(
-        file.count_rows() for file in pyarrow.dataset.dataset(run.catalogue, format="parquet").get_fragments()
-    )
-    spec = GenerationSpec(
-        num_docs=num_docs,
-        term_params=params_for(num_docs, dim=run.dim, num_tables=num_tables, seed=run.seed),
-        num_probes=num_tables * probes_per_table,
-        embedder_digest=run.embedder_digest,
-        min_score=run.min_score,
-        scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
-    )
     try:
+        num_docs = pyarrow.dataset.dataset(run.catalogue, format="parquet").count_rows()
+        spec = GenerationSpec(
+            num_docs=num_docs,
+            term_params=params_for(num_docs, dim=run.dim, num_tables=num_tables, seed=run.seed),
+            num_probes=num_tables * probes_per_table,
+            embedder_digest=run.embedder_digest,
+            min_score=run.min_score,
+            scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
+        )
         with new_generation(index_folder(workspace.folder)) as folder:
-            write_generation(folder, run, spec)
-            return read_manifest(folder)
+            return write_generation(folder, run, spec)
     except OSError as error:
         raise workspace_error(workspace.folder, error) from error
 

@@ -10,6 +10,7 @@ generation or the new one, never half of either.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from lsh.index.manifest import Manifest
 
 _GENERATIONS = "generations"
 _CURRENT = "current"
+_LOCK = ".lock"
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -101,48 +103,62 @@ def new_generation(index: Path) -> Iterator[Path]:
 
 def promote(index: Path, generation_id: str) -> None:
     """Verify a generation and make it current; raises GenerationError and changes nothing if it is not whole."""
-    verify_generation(generation_folder(index, generation_id))
-    pointer = _read_pointer(index)
-    if pointer.current == generation_id:
-        return
-    before = (*pointer.previous, pointer.current) if pointer.current else ()
-    _write_pointer(index, _Pointer(generation_id, before))
+    with _locked(index):
+        verify_generation(generation_folder(index, generation_id))
+        pointer = _read_pointer(index)
+        if pointer.current == generation_id:
+            return
+        before = (*pointer.previous, pointer.current) if pointer.current else ()
+        _write_pointer(index, _Pointer(generation_id, before))
 
 
 def rollback(index: Path) -> str:
     """Make the generation before the current one current again; returns its id, raises GenerationError."""
-    pointer = _read_pointer(index)
-    if not pointer.previous:
-        raise GenerationError(f"{index} has no generation before {pointer.current}; there is nothing to roll back to")
-    generation_id = pointer.previous[-1]
-    verify_generation(generation_folder(index, generation_id))
-    _write_pointer(index, _Pointer(generation_id, pointer.previous[:-1]))
-    return generation_id
+    with _locked(index):
+        pointer = _read_pointer(index)
+        if not pointer.previous:
+            raise GenerationError(
+                f"{index} has no generation before {pointer.current}; there is nothing to roll back to"
+            )
+        generation_id = pointer.previous[-1]
+        verify_generation(generation_folder(index, generation_id))
+        _write_pointer(index, _Pointer(generation_id, pointer.previous[:-1]))
+        return generation_id
 
 
 def collect_garbage(index: Path, keep: int) -> list[str]:
     """Remove generations older than the current one, but the last `keep` that were current; returns the ids removed."""
-    pointer = _read_pointer(index)
-    if pointer.current is None:
-        return []
     if keep < 0:
         raise GenerationError(f"keep={keep} is out of range; keep 0 or more generations to roll back to")
-    kept = pointer.previous[len(pointer.previous) - min(keep, len(pointer.previous)) :]
-    listed = list_generations(index)
-    made_at = {one.generation_id: one.manifest.created_at for one in listed if one.manifest}
-    removed = [
-        one.generation_id
-        for one in listed
-        if one.generation_id not in {*kept, pointer.current}
-        and made_at.get(one.generation_id, "") <= made_at.get(pointer.current, "")
-    ]
-    _write_pointer(index, _Pointer(pointer.current, tuple(one for one in pointer.previous if one not in removed)))
-    for generation_id in removed:
-        folder = index / _GENERATIONS / generation_id
-        doomed = folder.with_name(f".old-{generation_id}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return removed
+    with _locked(index):
+        pointer = _read_pointer(index)
+        if pointer.current is None:
+            return []
+        kept = {pointer.current, *pointer.previous[max(0, len(pointer.previous) - keep) :]}
+        removed = _older(index, pointer.current) - kept
+        _write_pointer(index, _Pointer(pointer.current, tuple(one for one in pointer.previous if one not in removed)))
+        for generation_id in removed:
+            folder = index / _GENERATIONS / generation_id
+            doomed = folder.with_name(f".old-{generation_id}")
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        return sorted(removed)
+
+
+def _older(index: Path, generation_id: str) -> set[str]:
+    """The generations that were made no later than `generation_id`, and those that cannot be read."""
+    made_at = {one.generation_id: one.manifest.created_at if one.manifest else "" for one in list_generations(index)}
+    return {one for one in made_at if made_at[one] <= made_at.get(generation_id, "")}
+
+
+@contextmanager
+def _locked(index: Path) -> Iterator[None]:
+    """One change of the pointer at a time, over all processes; raises GenerationError where there is no index."""
+    if not index.is_dir():
+        raise GenerationError(f"there is no index in {index}; `neardup index build` makes one")
+    with (index / _LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _listed(folder: Path, served: str | None) -> ListedGeneration:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +44,9 @@ def test_an_index_starts_without_a_current_generation(index: Path) -> None:
     """Before the first promotion nothing is current, and nothing is listed."""
     assert current(index) is None
     assert list_generations(index) == []
-    assert collect_garbage(index, 0) == []
+    for change in (rollback, lambda index: promote(index, "0" * 16), lambda index: collect_garbage(index, 0)):
+        with pytest.raises(GenerationError, match="there is no index"):
+            change(index)
 
 
 def test_promote_and_rollback_move_the_pointer(index: Path) -> None:
@@ -165,4 +169,14 @@ def test_the_pointer_is_replaced_in_one_step(index: Path, monkeypatch: pytest.Mo
         promote(index, second)
     monkeypatch.undo()
     assert current(index) == first
-    assert {path.name for path in index.iterdir()} == {"generations", "current"}
+    assert {path.name for path in index.iterdir()} == {"generations", "current", ".lock"}
+
+
+def test_promotions_at_once_lose_no_history(index: Path) -> None:
+    """Processes that promote at the same time take turns: every promotion can be rolled back."""
+    generation_ids = published(index, 4)
+    program = "import sys, pathlib; from lsh.index.publishing import *; promote(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    running = [subprocess.Popen([sys.executable, "-c", program, str(index), one]) for one in generation_ids]
+    assert [process.wait(timeout=120) for process in running] == [0] * 4
+    seen = [current(index), *(rollback(index) for _ in range(3))]
+    assert sorted(map(str, seen)) == sorted(generation_ids)
