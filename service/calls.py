@@ -120,15 +120,8 @@ class Calls:
             self._metrics.calls.labels(name, code.name).inc()
             self._metrics.call_seconds.labels(name).observe(seconds)
             if log.isEnabledFor(logging.DEBUG):
-                line = {
-                    "method": name,
-                    "request_id": request_id,
-                    "caller": caller,
-                    "code": code.name,
-                    "reason": message,
-                }
-                line["ms"] = f"{seconds * 1000:.3f}"
-                log.debug("call", extra=line)
+                line = {"method": name, "request_id": request_id, "caller": caller, "ms": f"{seconds * 1000:.3f}"}
+                log.debug("call", extra={**line, "code": code.name, "reason": message})
         return await context.abort(code, message)
 
 
