@@ -12,12 +12,15 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from embed.errors import ImageRejected
+from service import neardup_pb2 as pb
 from service.errors import (
     GenerationChanged,
     GenerationRefused,
@@ -61,7 +64,6 @@ class Call:
     """One call in progress."""
 
     request_id: str
-    caller: str
 
 
 class Calls:
@@ -80,6 +82,7 @@ class Calls:
 
         async def handle(request: Any, context: Any) -> Any:
             async def answer(call: Call) -> Any:
+                check_parsed(request)
                 async with asyncio.timeout(self._max_call_s):
                     return await method(request, call)
 
@@ -102,11 +105,11 @@ class Calls:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         request_id = request_id_of(metadata)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        code, message = grpc.StatusCode.OK, ""
+        code, message, caller = grpc.StatusCode.OK, "", ""
         try:
             with self._traces.span(name, metadata):
-                grant = self._tokens.admit(metadata.get("authorization"), scope)
-                return await answer(Call(request_id, grant.name))
+                caller = self._tokens.admit(metadata.get("authorization"), scope).name
+                return await answer(Call(request_id))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
@@ -117,10 +120,40 @@ class Calls:
             self._metrics.calls.labels(name, code.name).inc()
             self._metrics.call_seconds.labels(name).observe(seconds)
             if log.isEnabledFor(logging.DEBUG):
-                ms = round(seconds * 1000, 3)
-                line = {"method": name, "request_id": request_id, "code": code.name, "ms": ms, "reason": message}
-                log.debug("call", extra=line)
+                line = {"method": name, "request_id": request_id, "caller": caller, "ms": f"{seconds * 1000:.3f}"}
+                log.debug("call", extra={**line, "code": code.name, "reason": message})
         return await context.abort(code, message)
+
+
+def rpc_handler(service: Any, servicer: object) -> grpc.GenericRpcHandler:
+    """The methods of a servicer under the names of a service's descriptor.
+
+    As the generated code would make it, but bytes that are no message reach `check_parsed` as the error they gave,
+    where gRPC would answer UNKNOWN and log a traceback for each.
+    """
+    handlers = {}
+    for method in service.methods:
+        kind = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
+        request, response = getattr(pb, method.input_type.name), getattr(pb, method.output_type.name)
+        handlers[method.name] = kind(
+            getattr(servicer, method.name),
+            request_deserializer=partial(_parse, request),
+            response_serializer=response.SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _parse(message: Any, content: bytes) -> Any:
+    try:
+        return message.FromString(content)
+    except DecodeError as error:
+        return error
+
+
+def check_parsed(request: Any) -> None:
+    """Raises InvalidRequest for what `rpc_handler` could not parse."""
+    if isinstance(request, DecodeError):
+        raise InvalidRequest(f"the request is no message of this protocol; generate the client anew ({request})")
 
 
 def request_id_of(metadata: dict[str, str]) -> str:

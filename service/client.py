@@ -31,6 +31,7 @@ Query = Image | Embedding | str
 """The bytes of an image file, a `(dim,)` float32 embedding, or the image id of a known image."""
 
 _MAX_MESSAGE_BYTES: Final = 256 << 20
+_SWITCH_S: Final = 3600.0
 _SERVICE_CONFIG: Final = json.dumps(
     {
         "methodConfig": [
@@ -76,6 +77,9 @@ class Connection:
         return [
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.enable_retries", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.use_local_subchannel_pool", 1),
         ]
@@ -160,11 +164,13 @@ class NearDupClient:
 
     def promote(self, generation_id: str) -> pb.PromoteResponse:
         """Serve another generation; raises CallFailed."""
-        return self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse)
+        return self._call(
+            self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse, _SWITCH_S
+        )
 
     def rollback(self) -> pb.PromoteResponse:
         """Serve the generation before; raises CallFailed."""
-        return self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse)
+        return self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse, _SWITCH_S)
 
     def close(self) -> None:
         self._channel.close()
@@ -177,9 +183,11 @@ class NearDupClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any, _: type[Response]) -> Response:
+    def _call(self, method: Any, request: Any, _: type[Response], timeout_s: float | None = None) -> Response:
         try:
-            response: Response = method(request, timeout=self.connection.timeout_s, metadata=self.connection.metadata)
+            response: Response = method(
+                request, timeout=timeout_s or self.connection.timeout_s, metadata=self.connection.metadata
+            )
             return response
         except grpc.RpcError as error:
             raise call_failed(error, self.connection) from error
@@ -253,11 +261,13 @@ class AsyncNearDupClient:
 
     async def promote(self, generation_id: str) -> pb.PromoteResponse:
         """Serve another generation; raises CallFailed."""
-        return await self._call(self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse)
+        return await self._call(
+            self._admin.Promote, pb.PromoteRequest(generation_id=generation_id), pb.PromoteResponse, _SWITCH_S
+        )
 
     async def rollback(self) -> pb.PromoteResponse:
         """Serve the generation before; raises CallFailed."""
-        return await self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse)
+        return await self._call(self._admin.Rollback, pb.RollbackRequest(), pb.PromoteResponse, _SWITCH_S)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -270,10 +280,10 @@ class AsyncNearDupClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Any, request: Any, _: type[Response]) -> Response:
+    async def _call(self, method: Any, request: Any, _: type[Response], timeout_s: float | None = None) -> Response:
         try:
             response: Response = await method(
-                request, timeout=self.connection.timeout_s, metadata=self.connection.metadata
+                request, timeout=timeout_s or self.connection.timeout_s, metadata=self.connection.metadata
             )
             return response
         except grpc.RpcError as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service import neardup_pb2 as pb
 from service.batching import Batcher, BatchLimits, run_each
-from service.calls import Call, Calls, status_of
+from service.calls import Call, Calls, check_parsed, status_of
 from service.engine import Engine, check_image_id
 from service.errors import InvalidRequest, NotServed
 from service.image_embedding import ImageEmbedding
@@ -112,6 +112,7 @@ class LookupServicer:
             while True:
                 async with asyncio.timeout(self._limits.max_stream_idle_s):
                     request = await context.read()
+                check_parsed(request)
                 if not isinstance(request, pb.LookupRequest):
                     return
                 await answers.put(asyncio.ensure_future(self._answer_of_stream(request, call)))

@@ -23,9 +23,8 @@ from prometheus_client import start_http_server
 from lsh.errors import GenerationError
 from lsh.index import publishing
 from service import neardup_pb2 as pb
-from service import neardup_pb2_grpc
 from service.admin_servicer import AdminServicer
-from service.calls import Calls
+from service.calls import Calls, rpc_handler
 from service.certificates import server_credentials
 from service.engine import Engine
 from service.errors import ServiceError, SettingsError
@@ -39,7 +38,8 @@ from service.traces import Traces
 
 log = logging.getLogger(__name__)
 
-SERVICES: Final = tuple(pb.DESCRIPTOR.services_by_name[name].full_name for name in ("NearDup", "Admin"))
+_SERVICES: Final = tuple(pb.DESCRIPTOR.services_by_name[name] for name in ("NearDup", "Admin"))
+_SERVICE_NAMES: Final = tuple(service.full_name for service in _SERVICES)
 _KEEPALIVE_MS: Final = 60_000
 _MAX_METADATA_BYTES: Final = 16 << 10
 
@@ -107,19 +107,22 @@ class Server:
         calls = Calls(self._tokens, self.metrics, self._traces, max_call_s=settings.limits.max_call_s)
         lookups = LookupServicer(self._engine, images, calls=calls, metrics=self.metrics, limits=settings.limits)
         cleanup.callback(lookups.close)
-        admin = AdminServicer(self._engine, settings.index, calls=calls, metrics=self.metrics)
+        switches = Calls(self._tokens, self.metrics, self._traces, max_call_s=settings.limits.max_switch_s)
+        admin = AdminServicer(self._engine, settings.index, calls=switches, metrics=self.metrics)
         cleanup.callback(admin.close)
-        neardup_pb2_grpc.add_NearDupServicer_to_server(lookups, self._server)
-        neardup_pb2_grpc.add_AdminServicer_to_server(admin, self._server)
+        services = zip(_SERVICES, (lookups, admin), strict=True)
+        self._server.add_generic_rpc_handlers([rpc_handler(service, servicer) for service, servicer in services])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
         self._start_metrics()
         self.port = self._listen()
         await self._server.start()
         cleanup.push_async_callback(self._server.stop, settings.drain_s)
         watch = asyncio.ensure_future(self._watch(admin))
         cleanup.callback(watch.cancel)
-        for name in ("", *SERVICES):
+        for name in ("", *_SERVICE_NAMES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def _listen(self) -> int:

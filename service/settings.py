@@ -20,6 +20,7 @@ class Limits:
     max_page_size: int = 10_000
     max_calls: int = 1024
     max_call_s: float = 30.0
+    max_switch_s: float = 3600.0
     max_stream_idle_s: float = 60.0
     stream_window: int = 64
     lookup_threads: int = 2

@@ -52,8 +52,8 @@ def test_a_batch_waits_for_company_but_not_long() -> None:
 
     async def test(batcher: Batcher[int, int], batches: list[list[int]], may_work: threading.Event) -> None:
         may_work.set()
-        assert await asyncio.gather(batcher(0), batcher(1), batcher(2)) == [1, 2, 3]
-        assert await asyncio.wait_for(asyncio.gather(batcher(3), batcher(4)), 5) == [4, 5]
+        assert list(await asyncio.gather(batcher(0), batcher(1), batcher(2))) == [1, 2, 3]
+        assert list(await asyncio.wait_for(asyncio.gather(batcher(3), batcher(4)), 5)) == [4, 5]
         assert await asyncio.wait_for(batcher(5), 5) == 6
 
     assert run(test, BatchLimits(max_batch=3, max_wait_s=0.05, max_queue=10)) == [[0, 1, 2], [3, 4], [5]]

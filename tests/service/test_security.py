@@ -256,12 +256,3 @@ def test_the_grant_has_the_name_of_the_line(tokens: Path) -> None:
     assert Tokens(None).admit(None, Scope.ADMIN).name == "anyone"
     with pytest.raises(NotPermitted):
         Tokens(tokens).admit("bearer read", Scope.ADMIN)
-
-
-def test_a_token_is_never_shown() -> None:
-    """Not in the repr that ends up in a log or a traceback."""
-    with NearDupClient("localhost:1") as client:
-        assert client.connection.token is None
-    connection = type(client.connection)(token="secret-token")
-
-    assert "secret-token" not in repr(connection)

@@ -22,7 +22,7 @@ def test_calls_are_spans_under_the_caller_s_trace(serve: Serve) -> None:
 
     received: list[Any] = []
 
-    class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
         def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
             received.extend(
                 span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
