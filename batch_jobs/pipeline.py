@@ -18,7 +18,7 @@ from batch_jobs.session import default_parallelism, num_cores, spark_session, wa
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
-from embed.embedder import describe_embedder
+from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
 
 if TYPE_CHECKING:

@@ -84,7 +84,7 @@ def command(
     tracking_uri: str,
 ) -> None:
     from embed.calibration.fitting import Prior, fit_calibration
-    from embed.embedder import describe_embedder, extend_embedder_dir
+    from embed.embedder_dir import describe_embedder, extend_embedder_dir
     from embed.lineage import ModelKind, record
     from embed.pair_scoring import load_pair_scorer
 

@@ -95,7 +95,7 @@ def command(
     show_worst: int,
     json_output: bool,
 ) -> None:
-    from embed.embedder import describe_embedder
+    from embed.embedder_dir import describe_embedder
     from embed.evaluation.evaluation import warnings_of
     from embed.evaluation.precision_recall import PRECISIONS
 
@@ -171,7 +171,7 @@ def _evaluate_edits(
     seed: int,
     num_worst: int,
 ) -> Evaluated:
-    from embed.embedder import describe_embedder
+    from embed.embedder_dir import describe_embedder
     from embed.evaluation.descriptors import EmbedderDescriptor, load_descriptors
     from embed.evaluation.edits import EDIT_SETS
     from embed.evaluation.evaluation import evaluate

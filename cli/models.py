@@ -14,7 +14,7 @@ from cli.options import tracking_uri_option
 from cli.tables import show_table
 
 if TYPE_CHECKING:
-    from embed.embedder import EmbedderSpec
+    from embed.embedder_dir import EmbedderSpec
     from embed.lineage import Lineage
 
 HELP = """\
@@ -177,7 +177,7 @@ def record_model(*, directory: Path, tracking_uri: str) -> None:
 
 def _find(given: str, tracking_uri: str) -> list[Model]:
     """The models that `given` names: several kinds may share a directory. Raises LineageError."""
-    from embed.embedder import shipped_embedders
+    from embed.embedder_dir import shipped_embedders
     from embed.errors import LineageError
 
     if given in shipped_embedders():
@@ -204,14 +204,14 @@ def _find(given: str, tracking_uri: str) -> list[Model]:
 
 
 def _built_in_models() -> list[Model]:
-    from embed.embedder import shipped_embedders
+    from embed.embedder_dir import shipped_embedders
 
     return [model for folder in shipped_embedders().values() for model in _models_in(folder, where=BUILT_IN)]
 
 
 def _models_in(directory: Path, where: str | None = None) -> list[Model]:
     """The embedder of a directory, and whatever else its lineage knows. Raises EmbedderError, LineageError."""
-    from embed.embedder import describe_embedder
+    from embed.embedder_dir import describe_embedder
     from embed.lineage import ModelKind, read_lineages
 
     lineages = read_lineages(directory)

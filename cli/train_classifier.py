@@ -79,7 +79,8 @@ def command(
 ) -> None:
     from dataclasses import asdict
 
-    from embed.embedder import extend_embedder_dir, load_embedder
+    from embed.embedder import load_embedder
+    from embed.embedder_dir import extend_embedder_dir
     from embed.errors import ClassifierError
     from embed.evaluation.descriptors import EmbedderDescriptor
     from embed.evaluation.edits import EDIT_SETS

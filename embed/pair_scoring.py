@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.calibration.calibration import CALIBRATION_FILE, Calibration, calibration_bytes, read_calibration
-from embed.embedder import EmbedderSpec
+from embed.embedder_dir import EmbedderSpec
 from embed.errors import EmbedderError
 from embed.pair_classifier.classifier import (
     CLASSIFIER_FILE,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.decoding import ImageRejected
-from embed.embedder import Embedder, describe_embedder, load_embedder
+from embed.embedder import Embedder, load_embedder
+from embed.embedder_dir import describe_embedder
 from service.batching import Batcher, BatchLimits
 from service.decoding_pool import DecodingPool
 from service.errors import SettingsError

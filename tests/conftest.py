@@ -29,7 +29,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 @pytest.fixture(scope="session")
 def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An embedder directory with random weights and small images, so that a test waits for TensorFlow only once."""
-    from embed.embedder import create_embedder_dir
+    from embed.embedder_dir import create_embedder_dir
 
     folder = tmp_path_factory.mktemp("embedder") / "tiny"
     create_embedder_dir(folder, architecture="vgg_copy", weights="seeded", size=32, min_score=0.997)

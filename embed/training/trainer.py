@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.architectures import vgg_copy
-from embed.embedder import KERAS_POLICIES, EmbedderSpec, create_embedder_dir, describe_embedder, load_weights
+from embed.embedder import KERAS_POLICIES, load_weights
+from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embedder
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
 from embed.lineage import ModelKind, record

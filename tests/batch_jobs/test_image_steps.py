@@ -142,7 +142,7 @@ def test_too_many_rejects_fail_the_run(images_run: Run) -> None:
 
 def test_another_embedder_is_refused(images_run: Run, tmp_path: Path) -> None:
     """A workspace holds the embeddings of one embedder."""
-    from embed.embedder import create_embedder_dir
+    from embed.embedder_dir import create_embedder_dir
 
     create_embedder_dir(tmp_path / "other", architecture="vgg_copy", weights="seeded", size=32, seed=7)
     with pytest.raises(WorkspaceError, match="embedder: "):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import calibrate, train_classifier
-from embed.embedder import describe_embedder
+from embed.embedder_dir import describe_embedder
 from embed.errors import CalibrationError, ClassifierError
 from embed.lineage import ModelKind, read_lineages
 from tests.photos import synthetic_photo

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from cli import models, train_embedder
 from cli.exit_codes import ExitCode
-from embed.embedder import create_embedder_dir, describe_embedder
+from embed.embedder_dir import create_embedder_dir, describe_embedder
 from embed.errors import EmbedderError, LineageError
 from embed.lineage import Lineage, ModelKind, record, write_lineage
 

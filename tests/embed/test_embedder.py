@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embed.embedder import (
-    DEFAULT_EMBEDDER,
-    Embedder,
-    EmbedderSpec,
-    create_embedder_dir,
-    describe_embedder,
-    load_embedder,
-)
+from embed.embedder import Embedder, load_embedder
+from embed.embedder_dir import DEFAULT_EMBEDDER, EmbedderSpec, create_embedder_dir, describe_embedder
 from embed.errors import EmbedderError
 from embed.whitening import fit_whitening
 

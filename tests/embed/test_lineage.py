@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from embed import lineage as lineage_module
-from embed.embedder import create_embedder_dir, describe_embedder, shipped_embedders
+from embed.embedder_dir import create_embedder_dir, describe_embedder, shipped_embedders
 from embed.errors import LineageError
 from embed.lineage import MAX_FILE_BYTES, Lineage, ModelKind, code_version, read_lineages, record, write_lineage
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embed.calibration.calibration import Calibration, Promise
-from embed.embedder import EmbedderSpec, create_embedder_dir, describe_embedder, extend_embedder_dir
+from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embedder, extend_embedder_dir
 from embed.errors import EmbedderError
 from embed.pair_classifier.classifier import PairClassifier
 from embed.pair_scoring import PairScorer, load_pair_scorer

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from embed.decoding import ImageLimits, ImageRejected
-from embed.embedder import describe_embedder
+from embed.embedder_dir import describe_embedder
 from lsh.index.publishing import promote
 from service import neardup_pb2 as pb
 from service import neardup_pb2_grpc
