@@ -40,6 +40,14 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
     help="Look-alikes that share a batch; 1: none.",
 )
 @click.option(
+    "--composed",
+    "num_composed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Look-alikes to compose of the photos, for batches of them; about an eighth of the photos.",
+)
+@click.option(
     "--frozen-statistics", is_flag=True, help="Keep batch norm's means and variances; for --group-size above 1."
 )
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")

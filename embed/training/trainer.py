@@ -24,6 +24,7 @@ from embed.keras_backend import keras, ops
 from embed.lineage import ModelKind, record
 from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
+from embed.training.composed import with_lookalikes
 from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
@@ -43,6 +44,7 @@ _RANGES: Final = {
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
     "group_size": (1, 65_536),
+    "num_composed": (0, 1_000_000),
     "max_gradient_norm": (1e-3, 1e6),
     "seed": (0, 2**31 - 1),
 }
@@ -58,7 +60,8 @@ class TrainingSettings:
 
     With a `group_size` above 1 batches are made of groups of that many look-alikes. With `frozen_statistics` batch norm
     keeps the mean and variance it started from, so that the network trained is the network used: batch norm would take
-    away what the look-alikes of a batch have in common, and the network would learn to rely on that.
+    away what the look-alikes of a batch have in common, and the network would learn to rely on that. `num_composed`
+    look-alikes are made of the photos beforehand.
     """
 
     size: int = 112
@@ -74,6 +77,7 @@ class TrainingSettings:
     entropy_weight: float = 0.5
     dtype: str = "bfloat16"
     group_size: int = 1
+    num_composed: int = 0
     frozen_statistics: bool = False
     max_gradient_norm: float = 1.0
     seed: int = 0
@@ -190,6 +194,8 @@ def train_embedder(
     if output.exists():
         raise TrainingError(f"{output} already exists; choose another output directory or remove it first")
     pixels = load_photos(photos, size=settings.source_size, batch_size=settings.batch_size)
+    if settings.num_composed:
+        pixels = with_lookalikes(pixels, num=settings.num_composed, seed=settings.seed)
     parameters = dataclasses.asdict(settings) | {"num_photos": len(pixels)}
     data = {"photos": photos_sha256(pixels)}
     first = describe_embedder(start_from) if start_from else None
