@@ -158,13 +158,15 @@ def _placed(ground: Picture, thing: Cutout, x: float, y: float, scale: float) ->
 
 def _noise(size: int, blur: float, rng: np.random.Generator) -> Picture:
     smooth = cv2.GaussianBlur(rng.normal(size=(size, size)), (0, 0), blur)
-    return (smooth / (smooth.std() + 1e-6)).astype(np.float32)[..., None]
+    unit: Picture = (smooth / (smooth.std() + 1e-6)).astype(np.float32)[..., None]
+    return unit
 
 
 def _two_tones(size: int, above: NDArray[Any], below: NDArray[Any], horizon: float, sharpness: float) -> Picture:
     y = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     share = 1 / (1 + np.exp(-(y - horizon) * sharpness))
-    return np.broadcast_to(above * (1 - share) + below * share, (size, size, 3)).astype(np.float32)
+    tones: Picture = np.broadcast_to(above * (1 - share) + below * share, (size, size, 3)).astype(np.float32)
+    return tones
 
 
 def _studio(size: int, rng: np.random.Generator) -> Picture:
