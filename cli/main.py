@@ -14,42 +14,47 @@ import click
 from cli.exit_codes import ExitCode
 
 COMMANDS = {
-    "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table and write clusters and a report."),
-    "embed": ("cli.embed", "Write the embeddings of a folder or table, for people who bring their own index."),
-    "evaluate": ("cli.evaluate", "Measure recall at a stated precision, beside PDQ and pHash."),
-    "explain": ("cli.explain", "Say why two images are, or are not, the same picture."),
-    "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
-    "train-classifier": ("cli.train_classifier", "Train the second stage that looks at a pair, on your own photos."),
-    "calibrate": ("cli.calibrate", "Turn scores into probabilities and choose the threshold for a precision."),
-    "index": ("cli.index", "Build, list, verify, promote, roll back and clean up index generations."),
-    "tune": ("cli.tune", "Find the cheapest way to hash a corpus that keeps its near pairs."),
-    "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
-    "models": ("cli.models", "Say which models there are, and what each was trained on."),
-    "serve": ("cli.serve", "Serve lookups over gRPC: was this image seen before?"),
+    "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table."),
+    "embed": ("cli.embed", "Write embeddings, for people who bring their own index."),
+    "tune": ("cli.tune", "Find the cheapest hashing that keeps near pairs."),
+    "index": ("cli.index", "Build, list, verify, promote and roll back indexes."),
+    "serve": ("cli.serve", "Serve lookups over gRPC."),
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
     "register": ("cli.register", "Make images findable on a server."),
     "remove": ("cli.remove", "Take images out of a server's answers."),
+    "evaluate": ("cli.evaluate", "Measure recall, beside PDQ and pHash."),
+    "explain": ("cli.explain", "Say why two images are the same picture, or not."),
+    "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
+    "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
+    "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
+    "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
+    "models": ("cli.models", "Say which models there are, and where from."),
 }
 
 FLOW = """\
 Find near-duplicate images: resized, cropped, recompressed, flipped, captioned.
 
 \b
-The usual flow:
-  neardup dedup photos/                       clusters, a summary and a report
-  neardup dedup photos/ --min-score 0.9       stricter; finished steps are reused
-  neardup dedup images.parquet --json         a table in, one JSON object out
-  neardup embed photos/ --output photos.npz   embeddings only
-  neardup dedup photos.npz                    embeddings in, clusters out
-  neardup tune photos.npz --output plan.json  how to hash a large corpus
-  neardup evaluate photos/ --report evaluation.html    how much is found, and what is missed
-  neardup calibrate photos/ --precision 0.99 --output calibrated/    a threshold for your own photos
-  neardup explain a.jpg b.jpg --output overlay.png    why two images match, or do not
+Find them in what you have:
+  neardup dedup photos/                    clusters, a summary and a report
+  neardup dedup photos/ --min-score 0.9    stricter; finished steps are reused
+  neardup dedup images.parquet --json      a table in, one JSON object out
+  neardup embed photos/ --output photos.npz
+  neardup dedup photos.npz                 embeddings in, clusters out
+
+\b
+Look new uploads up:
+  neardup index build --promote            an index of the newest clusters
+  neardup serve --insecure                 from this machine only
+  neardup lookup upload.jpg                was it seen before?
+
+\b
+Know how good it is, and make it yours:
+  neardup evaluate photos/ --report evaluation.html
+  neardup explain a.jpg b.jpg --output overlay.png
+  neardup calibrate photos/ --precision 0.99 --output calibrated/
   neardup train-embedder photos/ --output my-embedder/
-  neardup models list                         which models there are, and where they come from
-  neardup index build --promote               an index of the newest clusters, for lookups
-  neardup serve --insecure                    lookups over gRPC, from this machine only
-  neardup lookup upload.jpg                   was it seen before?
+  neardup models list
 
 \b
 Every option of COMMAND can also be set in the environment as
