@@ -68,7 +68,7 @@ def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | N
         memory.stop()
     wall_s = time.perf_counter() - started
     if process.returncode:
-        raise click.ClickException(f"{' '.join(arguments)} ended with exit code {process.returncode}; see above")
+        raise click.ClickException(f"python {' '.join(arguments)} ended with exit code {process.returncode}; see above")
     return MeasuredProcess(printed=printed, wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
 
 

@@ -36,5 +36,7 @@ def test_the_peak_counts_what_a_process_and_its_children_hold() -> None:
 
 def test_a_failed_run_is_an_error_that_names_the_arguments_and_the_exit_code() -> None:
     """A benchmark never goes on with the output of a command that failed."""
-    with pytest.raises(click.ClickException, match="neardup dedup --no-such-option ended with exit code 2"):
+    with pytest.raises(
+        click.ClickException, match="python -m cli dedup --no-such-option --json ended with exit code 2"
+    ):
         run_neardup(["dedup", "--no-such-option"])
