@@ -24,7 +24,7 @@ bench: setup ## figures against peers; PHOTOS=folder of photographs
 	@test -n "$(PHOTOS)" || { echo "give a folder of photographs: make bench PHOTOS=~/photos" >&2; exit 2; }
 	@$(PYTHON) -m benchmarks codec
 	@.venv/bin/neardup evaluate "$(PHOTOS)"
-	@$(PYTHON) -m benchmarks batch --images 100000
+	@$(PYTHON) -m benchmarks batch --images 100000 --peers flat,ivf
 	@$(PYTHON) -m benchmarks dedup "$(PHOTOS)"
 
 lock: ## pin the dependencies again

@@ -34,6 +34,7 @@ STEPS = (
 )
 IMAGES_PER_TASK = 512
 MAX_DOCS_PER_RANGE = 262_144
+MAX_DOCS_PER_PARTITION = 131_072
 
 
 class Listener(Protocol):
@@ -98,13 +99,21 @@ class Pipeline:
         self.source = source
         self.listener = listener
         self.spark = spark
-        self.num_partitions = settings.num_partitions or 2 * default_parallelism(spark)
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
         self.model = _model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
         identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
         workspace.claim(identity)
+
+    @property
+    def num_partitions(self) -> int:
+        """As many as asked for, or two a core, and more once a partition's docs would not fit its memory."""
+        if self.settings.num_partitions:
+            return self.settings.num_partitions
+        catalogued = self.outputs.get(catalogue.STEP)
+        num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
+        return max(2 * default_parallelism(self.spark), -(-num_docs // MAX_DOCS_PER_PARTITION))
 
     def run(self, *, until: str = cluster_matches.STEP) -> Run:
         """All steps up to and including `until`."""

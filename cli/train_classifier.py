@@ -13,10 +13,9 @@ import numpy as np
 from cli.options import tracking_uri_option
 
 if TYPE_CHECKING:
-    from embed.evaluation.descriptors import EmbedderDescriptor
+    from embed.evaluation.labelled_pairs import LabelledPairs
     from embed.pair_classifier.classifier import PairClassifier
     from embed.pair_classifier.preparation import PreparedPhotos
-    from embed.pair_classifier.training import TrainingPairs
 
 HELP = """\
 Train the pair classifier of an embedder on the photos below PHOTOS and write an embedder directory that has both.
@@ -84,10 +83,16 @@ def command(
     from embed.errors import ClassifierError
     from embed.evaluation.descriptors import EmbedderDescriptor
     from embed.evaluation.edits import EDIT_SETS
-    from embed.evaluation.planted import files_sha256, list_photos
+    from embed.evaluation.planted import describe_all, files_sha256, list_photos
     from embed.lineage import ModelKind, record
-    from embed.pair_classifier.preparation import prepare_photos, split_photos
-    from embed.pair_classifier.training import HUMAN_WEIGHT, ClassifierSettings, planted_pairs, train_classifier
+    from embed.pair_classifier.preparation import mark_labelled, prepare_photos, split_photos
+    from embed.pair_classifier.training import (
+        HUMAN_WEIGHT,
+        ClassifierSettings,
+        planted_pairs,
+        train_classifier,
+        with_labels,
+    )
 
     if output.exists():
         raise click.UsageError(f"--output {output} already exists; choose another directory or remove it first")
@@ -100,6 +105,13 @@ def command(
     descriptor = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
     kinds = EDIT_SETS[edits]
     train = prepare_photos(train_paths, descriptor, num_edited=num_photos, edits=kinds, seed=seed)
+    labelled = [
+        (_read_labels(path, images or photos), weight)
+        for path, weight in ((labels, 1.0), (human_labels, HUMAN_WEIGHT))
+        if path is not None
+    ]
+    for given, _ in labelled:
+        mark_labelled(train, given)
     pairs = planted_pairs(
         train.described.edited,
         train.described.corpus,
@@ -107,9 +119,9 @@ def command(
         num_lookalikes=settings.num_lookalikes,
         seed=seed,
     )
-    for path, weight in ((labels, 1.0), (human_labels, HUMAN_WEIGHT)):
-        if path is not None:
-            pairs = _with_labels_of(path, pairs, descriptor, images=images or photos, weight=weight)
+    for given, weight in labelled:
+        rows, _ = describe_all(descriptor, given.images)
+        pairs = with_labels(pairs, rows, given.left, given.right, given.is_same, weight=weight)
     classifier = train_classifier(pairs, settings, embedder_digest=ours.spec.digest)
 
     judged = prepare_photos(held_out_paths, descriptor, num_edited=num_held_out, edits=kinds, seed=seed)
@@ -165,17 +177,13 @@ def judge(prepared: PreparedPhotos, classifier: PairClassifier, *, edits: Sequen
     }
 
 
-def _with_labels_of(
-    path: Path, pairs: TrainingPairs, descriptor: EmbedderDescriptor, *, images: Path, weight: float
-) -> TrainingPairs:
+def _read_labels(path: Path, images: Path) -> LabelledPairs:
+    """The labelled pairs whose images can be read."""
     from embed.evaluation.labelled_pairs import read_labelled_pairs, readable_pairs
-    from embed.evaluation.planted import describe_all, readable_images
-    from embed.pair_classifier.training import with_labels
+    from embed.evaluation.planted import readable_images
 
     given = read_labelled_pairs(path, images=images)
-    labelled = readable_pairs(given, set(readable_images(given.images)[0]))
-    rows, _ = describe_all(descriptor, labelled.images)
-    return with_labels(pairs, rows, labelled.left, labelled.right, labelled.is_same, weight=weight)
+    return readable_pairs(given, set(readable_images(given.images)[0]))
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""PCA whitening of embeddings: fitted on a sample, applied by the embedder before unit length.
+"""PCA of embeddings, as a whitening or as a rotation alone: fitted on a sample, applied by the embedder.
 
 Source: Jegou and Chum, "Negative evidences and co-occurences in image retrieval", ECCV 2012, section 3.
 """
@@ -47,6 +47,18 @@ def fit_whitening(rows: NDArray[np.float32], *, dim: int) -> Whitening:
     deviation = np.maximum(spread[:dim] / np.sqrt(n - 1), 1e-9)
     projection = directions[:dim].T / deviation
     return Whitening(mean=mean.astype(np.float32), projection=projection.astype(np.float32))
+
+
+def principal_rotation(rows: NDArray[np.float32]) -> Whitening:
+    """A rotation of `(n, dim)` rows that puts the directions of largest variance first, and no mean taken off.
+
+    Every cosine stays as it is, and the first columns, at unit length, are an embedding of fewer dimensions.
+    """
+    dim = rows.shape[1]
+    spread = rows.astype(np.float64).T @ rows.astype(np.float64)
+    directions = np.linalg.eigh(spread).eigenvectors[:, ::-1]
+    signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(dim)])
+    return Whitening(mean=np.zeros(dim, np.float32), projection=(directions * signs).astype(np.float32))
 
 
 def whitening_bytes(whitening: Whitening) -> bytes:

@@ -28,6 +28,7 @@ from embed.training.composed import with_lookalikes
 from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
+from embed.whitening import principal_rotation
 
 Tensor = Any
 
@@ -219,7 +220,13 @@ def train_embedder(
         weights = Path(folder) / "trained.weights.h5"
         network.save_weights(weights)
         trained = create_embedder_dir(
-            output, architecture="vgg_copy", weights=weights, size=settings.size, dim=settings.dim, min_score=min_score
+            output,
+            architecture="vgg_copy",
+            weights=weights,
+            size=settings.size,
+            dim=settings.dim,
+            whitening=principal_rotation(_plain_rows(network, pixels, settings)),
+            min_score=min_score,
         )
     record(
         trained.directory,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embed.errors import EmbedderError
-from embed.whitening import Whitening, fit_whitening, read_whitening, whitening_bytes
+from embed.whitening import Whitening, fit_whitening, principal_rotation, read_whitening, whitening_bytes
 
 
 def correlated_rows() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -92,3 +92,21 @@ def test_a_flipped_byte_never_escapes_as_another_error(tmp_path: Path, place: in
         assert "w.npz" in str(error)  # noqa: PT017 - either outcome is right
     else:
         assert read.projection.shape == (6, 3)
+
+
+def test_a_rotation_keeps_every_cosine() -> None:
+    """Lengths and cosines of rotated rows are those of the rows, with fewer rows than dimensions as well."""
+    for rows in (correlated_rows(), correlated_rows()[:3]):
+        rotation = principal_rotation(rows)
+        rotated = (rows - rotation.mean) @ rotation.projection
+
+        np.testing.assert_allclose(rotated @ rotated.T, rows @ rows.T, rtol=1e-4, atol=1e-3)
+
+
+def test_the_first_columns_of_a_rotation_hold_most() -> None:
+    """The energy of the columns descends, so a prefix is the best of its length."""
+    rows = correlated_rows()
+    energy = np.square(rows @ principal_rotation(rows).projection).sum(axis=0)
+
+    assert (np.diff(energy) <= 1e-3 * energy[0]).all()
+    assert energy[0] == energy.max()
