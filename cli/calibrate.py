@@ -15,6 +15,7 @@ from cli.options import tracking_uri_option
 if TYPE_CHECKING:
     from cli.cluster_precision import ClusterPrecision
     from embed.calibration.fitting import Fitted
+    from embed.evaluation.labelled_pairs import LabelledPairs
     from embed.evaluation.scored_pairs import ScoredPairs
     from embed.pair_scoring import PairScorer
 
@@ -23,8 +24,9 @@ Calibrate an embedder on the photos below PHOTOS and write an embedder directory
 
 Every edit of every photo is compared with all photos and the distractors. The threshold is the lowest at which the
 precision is at least --precision with 95 % confidence, when a query has --true-pairs-per-query near-duplicates in a
-corpus of --corpus-size images. Use photos of the kind you will look up that the embedder was not trained on. With
---pairs, a CSV with the columns a,b,label, people's own judgements take the place of edits.
+corpus of --corpus-size images. Use photos of the kind you will look up that the embedder was not trained on. Pairs of
+--labels (a,b,label with 1 or unsure, as `neardup label-pairs` writes them) are near-duplicates by nature, not mistakes.
+With --pairs, a CSV with the columns a,b,label, people's own judgements take the place of edits.
 
 \b
   neardup calibrate photos/ --precision 0.99 --output calibrated/
@@ -54,6 +56,9 @@ class Evidence:
 @click.option("--num-distractors", type=click.IntRange(min=0), default=1000, show_default=True)
 @click.option("--num-photos", type=click.IntRange(min=1), default=2000, show_default=True, help="Draw up to so many.")
 @click.option("--edits", type=click.Choice(["default", "harder", "all"]), default="default", show_default=True)
+@click.option(
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV of near-duplicates in PHOTOS."
+)
 @click.option("--pairs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV with a,b,label.")
 @click.option(
     "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Root of a and b. [default: CSV's]"
@@ -74,6 +79,7 @@ def command(
     num_distractors: int,
     num_photos: int,
     edits: str,
+    labels: Path | None,
     pairs: Path | None,
     images: Path | None,
     true_pairs_per_query: float,
@@ -85,6 +91,7 @@ def command(
 ) -> None:
     from embed.calibration.fitting import Prior, fit_calibration
     from embed.embedder_dir import describe_embedder, extend_embedder_dir
+    from embed.evaluation.labelled_pairs import read_labelled_pairs
     from embed.lineage import ModelKind, record
     from embed.pair_scoring import load_pair_scorer
 
@@ -108,6 +115,7 @@ def command(
             num_photos=num_photos,
             num_distractors=num_distractors,
             edits=edits,
+            known=None if labels is None else read_labelled_pairs(labels, images=images or photos),
             seed=seed,
         )
     prior = Prior(true_pairs_per_query=true_pairs_per_query, corpus_size=corpus_size or evidence.corpus_size)
@@ -149,7 +157,7 @@ def command(
             "true_pairs_per_query": prior.true_pairs_per_query,
             "corpus_size": prior.corpus_size,
             "method": calibration.method,
-            **{name.replace(" ", "_"): count for name, count in evidence.counts.items()},
+            **{name.replace(" ", "_").replace("-", "_"): count for name, count in evidence.counts.items()},
         },
         metrics={
             "precision": calibration.promise.precision,
@@ -176,12 +184,14 @@ def _planted_pairs(
     num_photos: int,
     num_distractors: int,
     edits: str,
+    known: LabelledPairs | None,
     seed: int,
 ) -> Evidence:
     from cli.cluster_precision import ClusterPrecision
     from embed.embedder import load_embedder
     from embed.evaluation.descriptors import EmbedderDescriptor
     from embed.evaluation.edits import EDIT_SETS
+    from embed.evaluation.labelled_pairs import linked_positions
     from embed.evaluation.planted import (
         describe_planted,
         draw_distractors,
@@ -197,6 +207,8 @@ def _planted_pairs(
     drawn = draw_distractors(distractors, num_distractors, seed=seed) if distractors else []
     others, _ = readable_images(drawn) if drawn else ([], [])
     same = same_pictures([*paths, *others])
+    if known is not None:
+        same = sorted({*same, *((min(pair), max(pair)) for pair in linked_positions(known, [*paths, *others]))})
     ours = load_embedder(embedder)
     descriptor = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
     kinds = EDIT_SETS[edits]
@@ -208,7 +220,12 @@ def _planted_pairs(
         corpus_size=max(1, corpus_size),
         clusters=ClusterPrecision(described=described, scorer=scorer, same=same),
         data_sha256=files_sha256([*paths, *others]),
-        counts={"photos": len(paths), "distractors": len(others), "true pairs": len(paths) * len(kinds)},
+        counts={
+            "photos": len(paths),
+            "distractors": len(others),
+            "true pairs": len(paths) * len(kinds),
+            "natural near-duplicates": len(same),
+        },
     )
 
 

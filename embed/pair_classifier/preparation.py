@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embed.errors import ClassifierError
 from embed.evaluation.descriptors import EmbedderDescriptor
-from embed.evaluation.labelled_pairs import LabelledPairs
+from embed.evaluation.labelled_pairs import LabelledPairs, linked_positions
 from embed.evaluation.planted import Described, describe_planted, readable_images
 from embed.evaluation.same_picture import are_same_thumbnails, thumbnail
 
@@ -46,12 +46,7 @@ class PreparedPhotos:
 
 def mark_labelled(prepared: PreparedPhotos, labelled: LabelledPairs) -> None:
     """Mark the pairs labelled near-duplicate or unsure in `prepared.same`, so that they become no false pairs."""
-    position = {path.resolve(): place for place, path in enumerate(prepared.paths)}
-    linked = np.concatenate([np.stack([labelled.left, labelled.right], axis=1)[labelled.is_same], labelled.unsure])
-    for pair in linked.tolist():
-        left, right = (position.get(labelled.images[image].resolve()) for image in pair)
-        if left is None or right is None:
-            continue
+    for left, right in linked_positions(labelled, prepared.paths):
         for one, other in ((left, right), (right, left)):
             if one < len(prepared.same):
                 prepared.same[one, other] = True
