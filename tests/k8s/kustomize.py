@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +17,11 @@ import yaml
 
 K8S: Final = Path(__file__).parents[2] / "k8s"
 OVERLAYS: Final = ("dev", "staging", "production")
-_FIELDS: Final = frozenset(
-    "apiVersion kind namespace resources components images patches generatorOptions configMapGenerator "
-    "configurations".split()
-)
-_WITHOUT_NAMESPACE: Final = ("Namespace",)
+_FIELDS: Final = {"apiVersion", "kind", "namespace", "resources", "components", "images", "patches"} | {
+    "generatorOptions",
+    "configMapGenerator",
+    "configurations",
+}
 
 Object = dict[str, Any]
 
@@ -34,8 +35,14 @@ class Build:
 
 
 def overlay(name: str) -> list[Object]:
-    """All objects of one overlay."""
-    return build(K8S / "overlays" / name).objects
+    """All objects of one overlay, the caller's to change."""
+    objects: list[Object] = json.loads(_overlay(name))
+    return objects
+
+
+@cache
+def _overlay(name: str) -> str:
+    return json.dumps(build(K8S / "overlays" / name).objects)
 
 
 def build(folder: Path, into: Build | None = None) -> Build:
@@ -104,7 +111,7 @@ def _identity(one: Object) -> tuple[str, str, str]:
 
 
 def _set_namespace(one: Object, namespace: str) -> None:
-    if one["kind"] in _WITHOUT_NAMESPACE:
+    if one["kind"] == "Namespace":
         one["metadata"]["name"] = namespace
         return
     one["metadata"]["namespace"] = namespace

@@ -1,4 +1,4 @@
-"""Servers as the manifests start them: the same command line, with the container's files and ports as the test's own."""
+"""Servers as the manifests start them: the same command line, its files and ports replaced by the test's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.client import Connection, NearDupClient
 from tests.k8s.kustomize import containers, named, overlay
 from tests.service.corpora import add_current_generation, random_embeddings
 
-TOKEN = "of-this-test"
+TOKEN = "of-this-test"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,9 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextmanager
-def serving(overlay_name: str, kind: str, name: str, folder: Path, *, authority: Path | None = None) -> Iterator[Serving]:
+def serving(
+    overlay_name: str, kind: str, name: str, folder: Path, *, authority: Path | None = None
+) -> Iterator[Serving]:
     """Run a server's container with `folder` as its root, without TensorFlow; wait until it serves."""
     (container,) = containers(named(overlay(overlay_name), kind, name))
     grpc_port, metrics_port = free_ports(2)

@@ -109,9 +109,9 @@ def test_the_pipeline_is_a_file_of_the_package() -> None:
 
 def test_the_job_waits_for_the_lock_that_the_pipeline_holds(tmp_path: Path) -> None:
     """`flock` on the workspace's lock file fails while the workspace is open."""
+
     def flock() -> int:
-        command = ["flock", "--timeout=0.1", tmp_path / ".lock", "true"]
-        return subprocess.run(command, check=False).returncode
+        return subprocess.run(["flock", "--timeout=0.1", tmp_path / ".lock", "true"], check=False).returncode
 
     assert flock() == 0
     with Workspace(tmp_path):
@@ -124,9 +124,7 @@ def probes(server: Object) -> list[Object]:
 
 @pytest.mark.parametrize("kind_and_name", [("Deployment", "neardup-lookup"), ("StatefulSet", "neardup-uploads")])
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_ports_and_probes_are_those_of_the_command(
-    name: str, kind_and_name: tuple[str, str], tmp_path: Path
-) -> None:
+def test_ports_and_probes_are_those_of_the_command(name: str, kind_and_name: tuple[str, str], tmp_path: Path) -> None:
     """Probes ask where the server listens; by gRPC where it is not encrypted, for a service that health knows."""
     (server,) = containers(named(overlay(name), *kind_and_name))
     options = parse(placed(server["args"], tmp_path))

@@ -58,9 +58,7 @@ def validate(one: Object, version: str) -> None:
     if one["apiVersion"] == SPARK:
         validate_spark(one)
     elif one["apiVersion"] == PROMETHEUS:
-        schema = exactly(
-            "spec", apiVersion={}, kind={}, metadata=METADATA, spec=PROMETHEUS_SPECS[one["kind"]]
-        )
+        schema = exactly("spec", apiVersion={}, kind={}, metadata=METADATA, spec=PROMETHEUS_SPECS[one["kind"]])
         jsonschema.validate(one, schema)
     else:
         kubernetes_validate.validate(one, version, strict=True)

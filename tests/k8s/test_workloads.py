@@ -130,9 +130,7 @@ def test_the_readme_names_what_the_operator_makes() -> None:
 def test_selectors_find_their_pods(name: str) -> None:
     """Services, budget, spread, autoscaler and network policies select labels that pods carry."""
     objects = overlay(name)
-    labels = {
-        server: named(objects, *server)["spec"]["template"]["metadata"]["labels"].items() for server in SERVERS
-    }
+    labels = {server: named(objects, *server)["spec"]["template"]["metadata"]["labels"].items() for server in SERVERS}
     spark = named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
     lookup = labels[SERVERS[0]]
     for server in SERVERS:
