@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from batch_jobs import build_index, submit
 from batch_jobs.workspace import Workspace
 from cli.main import neardup
 from service.neardup_pb2 import DESCRIPTOR
-from tests.k8s.kustomize import OVERLAYS, Object, containers, named, overlay
+from tests.k8s.kustomize import K8S, OVERLAYS, Object, containers, named, overlay
 
 PACKAGES = "local:///opt/neardup/lib/python3.11/site-packages/"
 
@@ -64,6 +66,14 @@ def test_commands_of_neardup_parse(name: str, tmp_path: Path) -> None:
         assert parse(placed(argv[1:], tmp_path)), where
 
 
+def test_commands_of_the_readme_parse() -> None:
+    """What an operator is told to run in a pod exists."""
+    lines = re.findall(r"-- neardup (.+)$", (K8S / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        assert parse(line.split()), line
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_other_command_is_known(name: str) -> None:
     """A container runs `neardup`, the index step, or waits for the workspace's lock."""
@@ -107,6 +117,7 @@ def test_the_pipeline_is_a_file_of_the_package() -> None:
         assert Path(submit.__file__).parents[1].joinpath(place.removeprefix(PACKAGES)).is_file()
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
 def test_the_job_waits_for_the_lock_that_the_pipeline_holds(tmp_path: Path) -> None:
     """`flock` on the workspace's lock file fails while the workspace is open."""
 

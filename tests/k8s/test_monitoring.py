@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -128,7 +127,7 @@ def test_every_alert_is_explained() -> None:
     assert [name for name, _ in alerts() if f"| `{name}` |" not in text] == []
 
 
-def test_the_monitor_scrapes_the_metrics_of_both_servers(tmp_path: Path) -> None:
+def test_the_monitor_scrapes_the_metrics_of_both_servers() -> None:
     """Its selector finds both services, and its port is one of theirs; the job is then the service's name."""
     objects = overlay("production")
     monitor = named(objects, "ServiceMonitor", "neardup")["spec"]
