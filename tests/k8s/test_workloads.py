@@ -1,0 +1,195 @@
+"""What the objects of an overlay promise each other, and an operator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batch_jobs.build_index import index_folder
+from service.settings import ServeSettings
+from tests.k8s.kustomize import K8S, OVERLAYS, Object, containers, named, overlay, pod_spec
+
+REPOSITORY = Path(__file__).parents[2]
+SERVERS = (("Deployment", "neardup-lookup"), ("StatefulSet", "neardup-uploads"))
+MADE_BY_THE_OPERATOR = {
+    "PersistentVolumeClaim": {"neardup-images"},
+    "Secret": {"neardup-lookup-tokens", "neardup-uploads-tokens", "neardup-tls"},
+}
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[Object, list[Object], Object]]:
+    """The pod's security context, its containers, and the object they run for, Spark's included."""
+    for one in objects:
+        spec = pod_spec(one)
+        if spec is not None:
+            yield spec["securityContext"], list(containers(one)), one
+        if one["kind"] == "ScheduledSparkApplication":
+            for role in ("driver", "executor"):
+                part = one["spec"]["template"][role]
+                yield part["podSecurityContext"], [part], one
+
+
+def volumes(one: Object) -> list[Object]:
+    spec = pod_spec(one) or one["spec"].get("template", {})
+    found: list[Object] = spec.get("volumes", [])
+    return found
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_container_is_restricted(name: str) -> None:
+    """The profile `restricted` of the Pod Security Standards, and a root file system that cannot be written."""
+    for pod, restricted, one in pods(overlay(name)):
+        assert pod["runAsNonRoot"] is True
+        assert pod["runAsUser"] == 10001, one["metadata"]["name"]
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in restricted:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]  # noqa: S108
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_container_says_what_it_needs(name: str) -> None:
+    """Requests for the scheduler and the autoscaler, and a limit of memory."""
+    for one in overlay(name):
+        for container in containers(one):
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_kubernetes_sets_no_options(name: str) -> None:
+    """The variables that a Service named neardup-lookup would give a pod are options of `neardup lookup`."""
+    for one in overlay(name):
+        spec = pod_spec(one)
+        assert spec is None or spec["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("kind_and_name", SERVERS)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_server_has_time_to_drain(name: str, kind_and_name: tuple[str, str]) -> None:
+    """Kubernetes waits longer than the pause before SIGTERM, the announcement and the drain together."""
+    server = named(overlay(name), *kind_and_name)
+    (container,) = containers(server)
+    (drain_s,) = [float(argument.split("=")[1]) for argument in container["args"] if "--drain-seconds" in argument]
+    pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    announced_s = ServeSettings.__dataclass_fields__["announce_drain_s"].default
+    assert server["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > pause_s + announced_s + drain_s
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_only_one_server_writes_a_log_that_lasts(name: str) -> None:
+    """Replicas share nothing but the workspace, read only; the server of uploads is one, with a volume of its own."""
+    lookup, uploads = (named(overlay(name), *server) for server in SERVERS)
+    kept = {one["name"]: one for one in volumes(lookup)}
+    (mounts,) = [{one["name"]: one for one in container["volumeMounts"]} for container in containers(lookup)]
+    assert mounts["workspace"]["readOnly"] is True
+    assert "emptyDir" in kept["log"]
+    assert uploads["spec"]["replicas"] == 1
+    assert [claim["metadata"]["name"] for claim in uploads["spec"]["volumeClaimTemplates"]] == ["log"]
+    tokens = [one["secret"]["secretName"] for server in (lookup, uploads) for one in volumes(server) if "secret" in one]
+    assert len(set(tokens) - {"neardup-tls"}) == 2
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_is_referenced_exists(name: str) -> None:
+    """Claims, accounts and secrets are in the overlay, or in the list of those that the operator makes."""
+    objects = overlay(name)
+    claims = {one["metadata"]["name"] for one in objects if one["kind"] == "PersistentVolumeClaim"}
+    accounts = {one["metadata"]["name"] for one in objects if one["kind"] == "ServiceAccount"}
+    for one in objects:
+        for volume in volumes(one) if one["kind"] not in ("Namespace", "ConfigMap") and "spec" in one else ():
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            assert claim in {None} | claims | MADE_BY_THE_OPERATOR["PersistentVolumeClaim"]
+            assert volume.get("secret", {}).get("secretName") in {None} | MADE_BY_THE_OPERATOR["Secret"]
+        spec = pod_spec(one)
+        assert spec is None or spec["serviceAccountName"] in accounts
+    spark = named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
+    assert {spark["driver"]["serviceAccount"], spark["executor"]["serviceAccount"]} <= accounts
+
+
+def test_no_secret_is_in_the_repository() -> None:
+    """Secrets are named, never written."""
+    for name in OVERLAYS:
+        assert [one for one in overlay(name) if one["kind"] == "Secret"] == []
+
+
+def test_the_readme_names_what_the_operator_makes() -> None:
+    """Every claim and secret that must exist before is in the instructions."""
+    text = (K8S / "README.md").read_text()
+    assert [one for names in MADE_BY_THE_OPERATOR.values() for one in names if one not in text] == []
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_selectors_find_their_pods(name: str) -> None:
+    """Services, budget, spread, autoscaler and network policies select labels that pods carry."""
+    objects = overlay(name)
+    labels = {server: named(objects, *server)["spec"]["template"]["metadata"]["labels"].items() for server in SERVERS}
+    spark = named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
+    lookup = labels[SERVERS[0]]
+    for server in SERVERS:
+        assert named(objects, "Service", server[1])["spec"]["selector"].items() <= labels[server]
+        assert named(objects, *server)["spec"]["selector"]["matchLabels"].items() <= labels[server]
+        callers = named(objects, "NetworkPolicy", "neardup-callers")["spec"]["podSelector"]["matchLabels"]
+        assert callers.items() <= labels[server]
+    budget = named(objects, "PodDisruptionBudget", "neardup-lookup")["spec"]["selector"]["matchLabels"]
+    assert budget.items() <= lookup
+    assert not budget.items() <= labels[SERVERS[1]]
+    for spread in named(objects, *SERVERS[0])["spec"]["template"]["spec"]["topologySpreadConstraints"]:
+        assert spread["labelSelector"]["matchLabels"].items() <= lookup
+    nightly = named(objects, "NetworkPolicy", "neardup-nightly")["spec"]["podSelector"]["matchLabels"]
+    assert nightly.items() <= spark["driver"]["labels"].items()
+    assert nightly.items() <= spark["executor"]["labels"].items()
+
+
+@pytest.mark.parametrize("name", ["staging", "production"])
+def test_the_autoscaler_owns_the_replicas(name: str) -> None:
+    """The Deployment names no number, so that applying it again changes none; the budget leaves one running."""
+    objects = overlay(name)
+    scaled = named(objects, "HorizontalPodAutoscaler", "neardup-lookup")["spec"]
+    target = named(objects, scaled["scaleTargetRef"]["kind"], scaled["scaleTargetRef"]["name"])
+    assert "replicas" not in target["spec"]
+    budget = named(objects, "PodDisruptionBudget", "neardup-lookup")["spec"]
+    assert budget["maxUnavailable"] < scaled["minReplicas"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_images_are_named_by_the_overlay(name: str) -> None:
+    """No image is left without a tag or with `latest`."""
+    objects = overlay(name)
+    images = [container["image"] for one in objects for container in containers(one)]
+    images.append(named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]["image"])
+    assert [image for image in images if not re.fullmatch(r"[a-z./-]+:(?!latest)[a-z0-9.]+", image)] == []
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-gpu.lock"])
+def test_spark_is_the_locked_one(lock: str) -> None:
+    """The manifest names the version of pyspark that the image holds."""
+    (locked,) = re.findall(r"^pyspark==(\S+)", (REPOSITORY / lock).read_text(), re.MULTILINE)
+    for name in OVERLAYS:
+        template = named(overlay(name), "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
+        assert template["sparkVersion"] == locked
+
+
+def test_the_gpu_variant_gives_each_executor_a_gpu() -> None:
+    """On production's executors, not on the driver; the other overlays ask for none."""
+    for name in OVERLAYS:
+        template = named(overlay(name), "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
+        gpu = {"name": "nvidia.com/gpu", "quantity": 1} if name == "production" else None
+        assert template["executor"].get("gpu") == gpu
+        assert "gpu" not in template["driver"]
+        assert ("spark-gpu" in template["image"]) == (name == "production")
+
+
+def test_servers_and_jobs_share_one_workspace() -> None:
+    """All mount the same claim at the same place, where the index is."""
+    for one in overlay("production"):
+        for container in containers(one):
+            (place,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "workspace"]
+            assert index_folder(Path(place)) == Path("/workspace/index")
