@@ -65,7 +65,8 @@ class Sent:
     @property
     def is_ok(self) -> NDArray[np.bool_]:
         """Which calls succeeded."""
-        return self.codes == 0
+        ok: NDArray[np.bool_] = self.codes == 0
+        return ok
 
 
 class LoadGenerator:
