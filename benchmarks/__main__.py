@@ -15,6 +15,7 @@ SUMMARIES = {
     "codec": "Posting lists beside pyfastpfor's codecs, Roaring and raw arrays.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
+    "serve": "The service under load beside an empty call and other indexes behind the same gRPC shell.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "scoring": "Pairs a second through the pair classifier and a calibration.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",

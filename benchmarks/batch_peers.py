@@ -153,15 +153,12 @@ def hnsw(job: Job) -> Outcome:
 
 def binary_multi_hash(job: Job) -> Outcome:
     """FAISS binary multi-hash on 256 bits of sign, bits per hash as the corpus asks for, then exact cosines."""
-    from lsh.sketches import long_sketches
-
     rows = job.rows()
     searched, truth = job.slice()
     faiss = _faiss()
     bits_per_hash = max(8, math.ceil(math.log2(len(rows))))
     started = perf_counter()
-    words = long_sketches(rows, num_words=4)
-    codes = words.astype("<u8").view(np.uint8).reshape(len(rows), -1)
+    codes = sketch_bytes(rows)
     index = faiss.IndexBinaryMultiHash(256, 256 // bits_per_hash, bits_per_hash)
     index.add(codes)
     built = perf_counter()
@@ -188,17 +185,11 @@ def binary_multi_hash(job: Job) -> Outcome:
 
 def datasketch_lsh(job: Job) -> Outcome:
     """MinHashLSH of datasketch over the 24 strongest activations, bands of 2; pairs verified by their cosines."""
-    from datasketch import MinHash, MinHashLSH
-
-    from lsh.minhash import element_bytes
+    from datasketch import MinHashLSH
 
     rows = job.rows()
     started = perf_counter()
-    axes = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, :24]
-    elements = 2 * axes + (np.take_along_axis(rows, axes, axis=1) < 0)
-    content = [element_bytes(element) for element in range(2 * rows.shape[1])]
-    sets = ([content[element] for element in row] for row in elements.tolist())
-    minhashes = MinHash.bulk(sets, num_perm=128, scheme="affine32")
+    minhashes = activation_minhashes(rows)
     index = MinHashLSH(num_perm=128, params=(64, 2))
     with index.insertion_session() as session:
         for row, minhash in enumerate(minhashes):
@@ -295,6 +286,27 @@ PEERS: dict[str, Callable[[Job], Outcome]] = {
     "datasketch": datasketch_lsh,
     "mllib": mllib,
 }
+
+
+def sketch_bytes(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """256 bits of sign of each of `(n, dim)` rows, `(n, 32)` uint8, as FAISS takes them."""
+    from lsh.sketches import long_sketches
+
+    return long_sketches(rows, num_words=4).astype("<u8").view(np.uint8).reshape(len(rows), -1)
+
+
+def activation_minhashes(rows: NDArray[np.float32]) -> list[Any]:
+    """The `MinHash` by datasketch of the 24 strongest activations of each of `(n, dim)` rows, 128 permutations."""
+    from datasketch import MinHash
+
+    from lsh.minhash import element_bytes
+
+    axes = np.argsort(-np.abs(rows), axis=1, kind="stable")[:, :24]
+    elements = 2 * axes + (np.take_along_axis(rows, axes, axis=1) < 0)
+    content = [element_bytes(element) for element in range(2 * rows.shape[1])]
+    sets = ([content[element] for element in row] for row in elements.tolist())
+    minhashes: list[Any] = MinHash.bulk(sets, num_perm=128, scheme="affine32")
+    return minhashes
 
 
 def _tuned_search(

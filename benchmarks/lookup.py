@@ -64,6 +64,11 @@ def held_out_queries(num_images: int, num_queries: int, *, seed: int) -> NDArray
     return np.concatenate([queries for _, queries in batches])
 
 
+def image_id_of(doc: int) -> str:
+    """The image id of a doc of the corpus."""
+    return f"photos/{doc:09d}.jpg"
+
+
 class BruteForce:
     """The best of all rows seen so far for each query, in float32."""
 
@@ -118,7 +123,7 @@ def write_index(
         writer.add_embeddings(np.arange(first, first + len(rows)), rows)
         truth.add(rows)
         first += len(rows)
-    writer.write_image_ids(f"photos/{doc:09d}.jpg" for doc in range(num_images))
+    writer.write_image_ids(map(image_id_of, range(num_images)))
     writer.write_clusters(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     writer.finish()
     return truth.cosines

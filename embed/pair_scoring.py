@@ -33,6 +33,11 @@ class PairScorer:
     classifier: PairClassifier | None = None
     calibration: Calibration | None = None
 
+    @property
+    def is_cosine(self) -> bool:
+        """Whether the score of a pair is its cosine."""
+        return self.classifier is None and self.calibration is None
+
     def project(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, hidden)` float32."""
         if self.classifier is None:

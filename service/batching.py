@@ -87,21 +87,25 @@ class Batcher(Generic[Item, Result]):
         if not batch:
             return
         self._num_running += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._process, [item for item, _ in batch])
-        running.add_done_callback(lambda done: self._finish(done, [told for _, told in batch]))
+        self._executor.submit(self._process_batch, batch, asyncio.get_running_loop())
 
-    def _finish(
-        self, done: asyncio.Future[Sequence[Result | Exception]], callers: Sequence[asyncio.Future[Result]]
+    def _process_batch(
+        self, batch: Sequence[tuple[Item, asyncio.Future[Result]]], loop: asyncio.AbstractEventLoop
     ) -> None:
+        """In a worker: process the items and tell the event loop. One message back is half of what awaiting costs."""
+        results: Sequence[Result | BaseException]
+        try:
+            results = self._process([item for item, _ in batch])
+        except BaseException as error:
+            results = [error] * len(batch)
+        loop.call_soon_threadsafe(self._finish, [told for _, told in batch], results)
+
+    def _finish(self, callers: Sequence[asyncio.Future[Result]], results: Sequence[Result | BaseException]) -> None:
         self._num_running -= 1
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        results: Sequence[Result | BaseException] = [error] * len(callers) if error else done.result()
         for told, result in zip(callers, results, strict=True):
             if told.done():
                 continue
-            if isinstance(result, asyncio.CancelledError):
-                told.cancel()
-            elif isinstance(result, BaseException):
+            if isinstance(result, BaseException):
                 told.set_exception(result)
             else:
                 told.set_result(result)

@@ -7,6 +7,7 @@ typed errors of this package, and costs a call nothing but what it does.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import uuid
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PROCESS_ID: Final = uuid.uuid4().hex[:20]
+_call_numbers: Final = itertools.count()
 _CODES: Final[tuple[tuple[type[BaseException], grpc.StatusCode], ...]] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (ImageRejected, grpc.StatusCode.INVALID_ARGUMENT),
@@ -80,49 +83,46 @@ class Calls:
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         """A handler of a call with one request and one response."""
 
-        async def handle(request: Any, context: Any) -> Any:
-            async def answer(call: Call) -> Any:
-                check_parsed(request)
-                async with asyncio.timeout(self._max_call_s):
-                    return await method(request, call)
+        async def answer(call: Call, request: Any) -> Any:
+            check_parsed(request)
+            async with asyncio.timeout(self._max_call_s):
+                return await method(request, call)
 
-            return await self._run(name, scope, context, answer)
-
-        return handle
+        return self._wrapped(name, scope, lambda call, request, _: answer(call, request))
 
     def stream(
         self, name: str, scope: Scope, method: Callable[[Any, Call], Awaitable[None]]
     ) -> Callable[[Any, Any], Awaitable[None]]:
         """A handler of a bidirectional stream; the method reads and writes the context itself."""
+        return self._wrapped(name, scope, lambda call, _, context: method(context, call))
 
-        async def handle(_: Any, context: Any) -> None:
-            await self._run(name, scope, context, lambda call: method(context, call))
+    def _wrapped(
+        self, name: str, scope: Scope, answer: Callable[[Call, Any, Any], Awaitable[Any]]
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def handle(request: Any, context: Any) -> Any:
+            started = perf_counter()
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            request_id = request_id_of(metadata)
+            context.set_trailing_metadata(((REQUEST_ID, request_id),))
+            code, message, caller = grpc.StatusCode.OK, "", ""
+            try:
+                with self._traces.span(name, metadata):
+                    caller = self._tokens.admit(metadata.get("authorization"), scope).name
+                    return await answer(Call(request_id), request, context)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                code, message = status_of(error, request_id)
+            finally:
+                seconds = perf_counter() - started
+                self._metrics.finish_call(name, code.name, seconds)
+                if log.isEnabledFor(logging.DEBUG):
+                    line = {"method": name, "request_id": request_id, "caller": caller, "ms": f"{seconds * 1000:.3f}"}
+                    log.debug("call", extra={**line, "code": code.name, "reason": message})
+            return await context.abort(code, message)
 
         return handle
-
-    async def _run(self, name: str, scope: Scope, context: Any, answer: Callable[[Call], Awaitable[Any]]) -> Any:
-        started = perf_counter()
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        request_id = request_id_of(metadata)
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        code, message, caller = grpc.StatusCode.OK, "", ""
-        try:
-            with self._traces.span(name, metadata):
-                caller = self._tokens.admit(metadata.get("authorization"), scope).name
-                return await answer(Call(request_id))
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception as error:
-            code, message = status_of(error, request_id)
-        finally:
-            seconds = perf_counter() - started
-            self._metrics.calls.labels(name, code.name).inc()
-            self._metrics.call_seconds.labels(name).observe(seconds)
-            if log.isEnabledFor(logging.DEBUG):
-                line = {"method": name, "request_id": request_id, "caller": caller, "ms": f"{seconds * 1000:.3f}"}
-                log.debug("call", extra={**line, "code": code.name, "reason": message})
-        return await context.abort(code, message)
 
 
 def rpc_handler(service: Any, servicer: object) -> grpc.GenericRpcHandler:
@@ -159,7 +159,7 @@ def check_parsed(request: Any) -> None:
 def request_id_of(metadata: dict[str, str]) -> str:
     """The caller's request id, or a new one when it gave none that can be logged."""
     given = metadata.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS_ID}{next(_call_numbers):012x}"
 
 
 def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, str]:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _DEFAULT_K: Final = 10
 _DEFAULT_PAGE: Final = 100
+_ROUNDING: Final = 1e-6
+"""How far from 1 the square of a unit row's length may be in float32."""
 _SOURCES: Final = {Source.HASH_TABLES: pb.SOURCE_HASH_TABLES, Source.LIVE: pb.SOURCE_LIVE}
 
 
@@ -208,7 +210,7 @@ class LookupServicer:
             alike.setdefault((lookup.k, lookup.min_score), []).append(position)
         results: list[tuple[str, Answer] | Exception] = [InvalidRequest("not answered")] * len(lookups)
         for (k, min_score), positions in alike.items():
-            embeddings = np.stack([lookups[position].embedding for position in positions])
+            embeddings = np.array([lookups[position].embedding for position in positions])
             generation_id, answers = self._engine.lookup(embeddings, k=k, min_score=min_score)
             for position, answer in zip(positions, answers, strict=True):
                 results[position] = (generation_id, answer)
@@ -224,7 +226,9 @@ def checked_embedding(content: bytes, *, dim: int) -> NDArray[np.float32]:
         raise InvalidRequest(
             f"the embedding has {len(content)} bytes; this generation's has {dim} float32 values, {4 * dim} bytes"
         )
-    row = np.frombuffer(content, dtype="<f4").astype(np.float32)
+    row: NDArray[np.float32] = np.frombuffer(content, dtype="<f4")
+    if abs(float(np.vdot(row, row)) - 1.0) < _ROUNDING:
+        return row
     wide = row.astype(np.float64)
     length = math.sqrt(float(wide @ wide))
     if not math.isfinite(length):

@@ -6,10 +6,12 @@ and the old one's memory maps are released with its last query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from embed.pair_scoring import read_pair_scorer
 from lsh.codes import pair_cosines, quantize
 from lsh.index.generation import Generation
-from lsh.index.lookup import Found, HashTables
-from service.live_index import LiveFound, unit_rows
+from lsh.index.lookup import HashTables
+from service.live_index import unit_rows
 from service.uploads import Uploads
 
 _SAME_IMAGE = 0.999
@@ -65,16 +67,14 @@ class ClusterPage:
     next_offset: int | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidates:
-    """What one index found for one query: docs or rows, cosines, shared terms and scores, all `(m,)`, and the codes."""
+class _Hit(NamedTuple):
+    """A doc of the hash tables or a row of the live index, found for one query."""
 
+    score: float
     source: Source
-    places: NDArray[np.int64]
-    similarities: NDArray[np.float32]
-    shared_terms: NDArray[np.int32]
-    codes: Callable[[], NDArray[np.int8]]
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    place: int
+    similarity: float
+    shared_terms: int
 
 
 class Served:
@@ -96,15 +96,15 @@ class Served:
         # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
         num_found = k if scorer.classifier is None else RESCORED_PER_MATCH * k
         found = self._tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
-        live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity) if len(uploads) else None
+        hits = _hits(Source.HASH_TABLES, found.docs, found.similarities, found.shared_terms)
+        if len(uploads):
+            live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity)
+            live_hits = _hits(Source.LIVE, live.rows, live.similarities, np.zeros(live.rows.shape, np.int32))
+            hits = [old + new for old, new in zip(hits, live_hits, strict=True)]
         answers = []
-        for query in range(len(embeddings)):
-            projected = scorer.project(embeddings[query : query + 1])
-            candidates = [self._table_candidates(found, query)]
-            if live is not None:
-                candidates.append(self._live_candidates(live, query))
-            best = _best([self._scored(each, projected) for each in candidates], k=k, min_score=min_score)
-            answers.append(Answer(tuple(self._matches(best)), int(found.num_candidates[query])))
+        for query, num_candidates in enumerate(found.num_candidates.tolist()):
+            scored = self._scored(hits[query], embeddings[query : query + 1])
+            answers.append(Answer(tuple(self._matches(_best(scored, k=k, min_score=min_score))), num_candidates))
         return answers
 
     def warm_up(self, *, num_queries: int = 64) -> None:
@@ -172,58 +172,48 @@ class Served:
         next_offset = end if end < size + len(live) else None
         return ClusterPage(self._head(name), tuple(image_ids), size + len(live), next_offset)
 
-    def _table_candidates(self, found: Found, query: int) -> _Candidates:
-        num = int(np.searchsorted(-(found.docs[query] >= 0).astype(np.int8), 0))
-        docs = found.docs[query, :num]
-        return _Candidates(
-            Source.HASH_TABLES,
-            docs,
-            found.similarities[query, :num],
-            found.shared_terms[query, :num],
-            lambda: self.generation.codes(docs),
-        )
+    def _scored(self, hits: list[_Hit], embedding: NDArray[np.float32]) -> list[_Hit]:
+        """Hits, whose score is the similarity as yet, with their scores against a query `(1, dim)`."""
+        scorer, num = self.scorer, len(hits)
+        if num == 0 or scorer.is_cosine:
+            return hits
+        similarities = np.array([hit.similarity for hit in hits], np.float32)
+        others = np.empty((num, 0), np.float32)
+        if scorer.classifier is not None:
+            others = scorer.project(np.stack([self._code(hit) for hit in hits]))
+        scores = scorer.scores(
+            similarities, scorer.project(embedding), others, np.zeros(num, np.int64), np.arange(num)
+        ).tolist()
+        return [hit._replace(score=score) for hit, score in zip(hits, scores, strict=True)]
 
-    def _live_candidates(self, live: LiveFound, query: int) -> _Candidates:
-        rows = live.rows[query][live.rows[query] >= 0]
-        return _Candidates(
-            Source.LIVE,
-            rows,
-            live.similarities[query, : len(rows)],
-            np.zeros(len(rows), np.int32),
-            lambda: np.stack([self.uploads.index.code(int(row)) for row in rows]),
-        )
+    def _code(self, hit: _Hit) -> NDArray[np.int8]:
+        is_doc = hit.source is Source.HASH_TABLES
+        return self.generation.all_codes[hit.place] if is_doc else self.uploads.index.code(hit.place)
 
-    def _scored(self, candidates: _Candidates, projected: NDArray[np.float32]) -> _Candidates:
-        """The candidates with their scores against a query."""
-        scorer, num = self.scorer, len(candidates.places)
-        if num == 0:
-            return candidates
-        others = scorer.project(candidates.codes()) if scorer.classifier else np.empty((num, 0), np.float32)
-        scores = scorer.scores(candidates.similarities, projected, others, np.zeros(num, np.int64), np.arange(num))
-        return replace(candidates, scores=scores)
-
-    def _matches(self, best: Sequence[tuple[_Candidates, int]]) -> list[Match]:
-        """Matches of positions in candidates, with names and canonicals."""
-        docs = np.array([int(each.places[i]) for each, i in best if each.source is Source.HASH_TABLES], np.int64)
+    def _matches(self, best: Sequence[_Hit]) -> list[Match]:
+        """Matches with names and canonicals."""
+        if not best:
+            return []
+        docs = np.array([hit.place for hit in best if hit.source is Source.HASH_TABLES], np.int64)
         canonicals = self.generation.canonicals(docs)
         image_ids, canonical_ids = self.generation.image_ids(docs), self.generation.image_ids(canonicals)
-        if len(docs) and self.uploads.num_removed and self.uploads.is_removed[canonicals].any():
+        if self.uploads.num_removed and self.uploads.is_removed[canonicals].any():
             canonical_ids = [self._head(canonical_id) for canonical_id in canonical_ids]
         names = iter(zip(image_ids, canonical_ids, strict=True))
         matches = []
-        for each, i in best:
-            if each.source is Source.HASH_TABLES:
+        for hit in best:
+            if hit.source is Source.HASH_TABLES:
                 image_id, canonical_id = next(names)
             else:
-                row = int(each.places[i])
-                image_id, canonical_id = self.uploads.image_id(row), self._head(self.uploads.cluster_of(row))
+                image_id, cluster = self.uploads.image_id(hit.place), self.uploads.cluster_of(hit.place)
+                canonical_id = self._head(cluster)
             matches.append(
                 Match(
                     image_id=image_id,
-                    score=float(each.scores[i]),
-                    similarity=float(each.similarities[i]),
-                    shared_terms=int(each.shared_terms[i]),
-                    source=each.source,
+                    score=hit.score,
+                    similarity=hit.similarity,
+                    shared_terms=hit.shared_terms,
+                    source=hit.source,
                     canonical_id=canonical_id,
                 )
             )
@@ -255,7 +245,24 @@ class Served:
         return None if doc is None else int(self.generation.canonicals(np.array([doc]))[0])
 
 
-def _best(found: Sequence[_Candidates], *, k: int, min_score: float) -> list[tuple[_Candidates, int]]:
+def _hits(
+    source: Source, places: NDArray[np.int64], similarities: NDArray[np.float32], shared_terms: NDArray[np.int32]
+) -> list[list[_Hit]]:
+    """What one index found for each query; all `(n, k)`, places -1 where there are fewer."""
+    return [
+        [
+            _Hit(similarity, source, place, similarity, shared)
+            for place, similarity, shared in zip(*row, strict=True)
+            if place >= 0
+        ]
+        for row in zip(places.tolist(), similarities.tolist(), shared_terms.tolist(), strict=True)
+    ]
+
+
+def _best(hits: Iterable[_Hit], *, k: int, min_score: float) -> list[_Hit]:
     """The best `k` of at least `min_score`; on a tie the hash tables' comes first, as it is older."""
-    accepted = [(each, i) for each in found for i in np.flatnonzero(each.scores >= np.float32(min_score)).tolist()]
-    return sorted(accepted, key=lambda candidate: -float(candidate[0].scores[candidate[1]]))[:k]
+    least = float(np.float32(min_score))
+    return sorted((hit for hit in hits if hit.score >= least), key=_score, reverse=True)[:k]
+
+
+_score = attrgetter("score")

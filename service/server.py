@@ -55,7 +55,10 @@ class Server:
         self._tokens = Tokens(settings.tokens)
         self._health = health.aio.HealthServicer()
         self._cleanup = AsyncExitStack()
-        self._server = grpc.aio.server(options=_options(settings), maximum_concurrent_rpcs=settings.limits.max_calls)
+        self._server = grpc.aio.server(
+            options=server_options(max_message_bytes=settings.max_message_bytes),
+            maximum_concurrent_rpcs=settings.limits.max_calls,
+        )
         self._traces = Traces(settings.traces)
         self._credentials = None if settings.certificates is None else server_credentials(settings.certificates)
 
@@ -185,9 +188,10 @@ def _open_engine(settings: ServeSettings) -> Engine:
     return Engine(publishing.generation_folder(settings.index, generation_id), settings.log)
 
 
-def _options(settings: ServeSettings) -> list[tuple[str, Any]]:
+def server_options(*, max_message_bytes: int) -> list[tuple[str, Any]]:
+    """The options of the gRPC server."""
     return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 3),

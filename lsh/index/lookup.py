@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -224,6 +225,7 @@ class HashTables:
         return checked_embeddings(embeddings, dim=manifest.dim)
 
 
+@lru_cache(maxsize=1024)
 def max_sketch_distance(min_similarity: float) -> int:
     """The largest Hamming distance of two 256-bit sketches at which a cosine of `min_similarity` is still likely.
 
