@@ -98,7 +98,7 @@ def test_a_built_in_model_is_found_by_name_and_digest_without_any_store(tmp_path
     digest = describe_embedder().digest
     shown = run("show", digest, tracking_uri=uri).stdout
 
-    assert run("show", "vgg_copy", tracking_uri=uri).stdout == shown
+    assert run("show", "vgg_copy", tracking_uri=uri).stdout.startswith(shown)
     assert re.search(rf"^digest +{digest}$", shown, re.MULTILINE)
     assert "spec.architecture" in shown
     assert "embed/weights/README.md" in shown

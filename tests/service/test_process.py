@@ -103,13 +103,13 @@ def test_a_drain_finishes_calls_in_progress(index: Path) -> None:
 
 
 def test_commands_without_a_server_say_so(tmp_path: Path) -> None:
-    """Exit code 10 and the reason, no traceback."""
+    """Exit code 11 and the reason, no traceback."""
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"anything")
 
     result = neardup("lookup", str(photo), "--server", "127.0.0.1:1", "--timeout", "1")
 
-    assert result.returncode == 10
+    assert result.returncode == 11
     assert "127.0.0.1:1" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -149,4 +149,4 @@ def test_known_images_are_looked_up_and_removed_on_the_command_line(index: Path)
     assert found["matches"][0]["image_id"] == "copy"
     assert found["matches"][0]["source"] == "live"
     assert removed == [True, False]
-    assert (unknown.returncode, "not known" in unknown.stderr) == (10, True)
+    assert (unknown.returncode, "not known" in unknown.stderr) == (11, True)
