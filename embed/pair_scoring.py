@@ -39,7 +39,7 @@ class PairScorer:
         return self.classifier is None and self.calibration is None
 
     def project(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, hidden)` float32."""
+        """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, width)` float32."""
         if self.classifier is None:
             return np.empty((len(rows), 0), np.float32)
         return self.classifier.project(rows)

@@ -37,7 +37,7 @@ def classifier_for(spec: EmbedderSpec, *, slope: float = 10.0) -> PairClassifier
         projection=rng.normal(size=(DIM, 4)).astype(np.float32),
         bias=np.zeros(4, np.float32),
         output=rng.normal(size=4).astype(np.float32),
-        line=np.array([slope, -5.0], np.float32),
+        line=np.array([slope, 0.0, -5.0], np.float32),
         embedder_digest=spec.digest,
     )
 

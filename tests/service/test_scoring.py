@@ -62,7 +62,7 @@ def crowded_around(row: np.ndarray) -> PairClassifier:
         projection=row[:, None].astype(np.float32),
         bias=np.array([-0.9], np.float32),
         output=np.array([-200.0], np.float32),
-        line=np.array([20.0, -10.0], np.float32),
+        line=np.array([20.0, 0.0, -10.0], np.float32),
         embedder_digest=DIGEST,
     )
 
