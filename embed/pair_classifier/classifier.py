@@ -77,7 +77,8 @@ def as_codes(rows: NDArray[Any]) -> NDArray[np.int8]:
         return rows
     numbers = rows.astype(np.float64)
     largest = np.maximum(np.abs(numbers).max(axis=1, keepdims=True), 1e-12)
-    return np.rint(numbers * 127 / largest).astype(np.int8)
+    codes: NDArray[np.int8] = np.rint(numbers * 127 / largest).astype(np.int8)
+    return codes
 
 
 def _inverse_lengths(codes: NDArray[np.float32]) -> NDArray[np.float32]:

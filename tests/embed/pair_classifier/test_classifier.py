@@ -46,7 +46,8 @@ def classifier() -> PairClassifier:
 
 
 def codes_of(rows: NDArray[np.float32]) -> NDArray[np.int8]:
-    return np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    codes: NDArray[np.int8] = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    return codes
 
 
 def slow_crowding(classifier: PairClassifier, row: NDArray[Any]) -> float:
