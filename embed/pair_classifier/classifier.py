@@ -32,6 +32,9 @@ HOPELESS: Final = -100.0
 _PAIRS_AT_ONCE: Final = 65_536
 CROWD: Final = 3
 """How many of the background's images, the nearest ones, say how crowded it is around an image."""
+MIN_CROWDING: Final = 0.3
+"""Where it is emptier it counts as this crowded, so that a pair's cosine bounds its logit."""
+_ROUNDING: Final = 1e-4
 _IMAGES_AT_ONCE: Final = 1024
 _NUMBERS: Final = ("projection", "bias", "output", "line")
 
@@ -60,14 +63,18 @@ class Background:
         object.__setattr__(self, "_inverse_lengths", _inverse_lengths(rows))
 
     def crowding(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """The mean cosine with the `CROWD` nearest: `(n, dim)` embeddings or int8 codes -> `(n,)` float32."""
+        """The mean cosine with the `CROWD` nearest, at least `MIN_CROWDING`, `(n,)` float32.
+
+        `rows` are `(n, dim)` embeddings or their int8 codes.
+        """
         crowding = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
             codes = as_codes(rows[part]).astype(np.float32)
             cosines = (codes @ self._rows.T) * self._inverse_lengths
             nearest = np.sort(np.partition(cosines, -CROWD, axis=1)[:, -CROWD:], axis=1)
-            crowding[part] = nearest.mean(axis=1, dtype=np.float32) * _inverse_lengths(codes)
+            mean = nearest.mean(axis=1, dtype=np.float32) * _inverse_lengths(codes)
+            crowding[part] = np.maximum(mean, np.float32(MIN_CROWDING))
         return crowding
 
 
@@ -126,6 +133,14 @@ class PairClassifier:
     def digest(self) -> str:
         """The identity of all its numbers."""
         return hashlib.sha256(classifier_bytes(self)).hexdigest()
+
+    def lowest_similarity(self, logit: float) -> float:
+        """No pair of a lower cosine reaches `logit`. What hidden units add has no such bound."""
+        slope, of_crowding, intercept = map(float, self.line)
+        if len(self.bias) or slope <= 0 or of_crowding > 0:
+            return MIN_SIMILARITY
+        least = 0.0 if self.background is None else 2 * MIN_CROWDING
+        return max(MIN_SIMILARITY, (logit - intercept - of_crowding * least) / slope - _ROUNDING)
 
     def project(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """What a pair needs of each of its images: `(n, dim)` embeddings or int8 codes -> `(n, 1 + hidden)` float32."""

@@ -55,7 +55,7 @@ def slow_crowding(classifier: PairClassifier, row: NDArray[Any]) -> float:
     assert classifier.background is not None
     code, others = codes_of(row[None])[0].astype(np.float64), classifier.background.codes.astype(np.float64)
     cosines = others @ code / np.linalg.norm(others, axis=1) / np.linalg.norm(code)
-    return float(np.mean(sorted(cosines)[-3:]))
+    return max(float(np.mean(sorted(cosines)[-3:])), 0.3)
 
 
 def slow_logit(classifier: PairClassifier, left: NDArray[Any], right: NDArray[Any]) -> float:
@@ -105,8 +105,11 @@ def test_codes_are_projected_like_the_embeddings_they_stand_for(classifier: Pair
     np.testing.assert_allclose(classifier.project(codes), classifier.project(rows), atol=0.05)
 
 
-def test_a_code_of_zeros_is_projected_to_zeros(classifier: PairClassifier) -> None:
-    assert not classifier.project(np.zeros((2, DIM), np.int8)).any()
+def test_a_code_of_zeros_is_nowhere(classifier: PairClassifier) -> None:
+    """Its crowding is the least there is, the rest zeros."""
+    projected = classifier.project(np.zeros((2, DIM), np.int8))
+    assert (projected[:, 0] == np.float32(0.3)).all()
+    assert not projected[:, 1:].any()
 
 
 def test_crowding_does_not_depend_on_the_batch(classifier: PairClassifier) -> None:
@@ -123,6 +126,23 @@ def test_embeddings_and_their_codes_have_one_crowding(classifier: PairClassifier
     assert classifier.background is not None
     rows = unit_rows(50)
     np.testing.assert_array_equal(classifier.background.crowding(rows), classifier.background.crowding(quantize(rows)))
+
+
+def test_the_cosine_bounds_the_logit_without_hidden_units(classifier: PairClassifier) -> None:
+    """A pair below the bound never reaches the logit, and where it is empty one just above does."""
+    bounded = replace(
+        classifier,
+        projection=np.empty((DIM, 0), np.float32),
+        bias=np.empty(0, np.float32),
+        output=np.empty(0, np.float32),
+    )
+    left, right = unit_rows(3000, seed=2), unit_rows(3000, seed=3)
+    cosines, found = np.einsum("nd,nd->n", left, right), logits(bounded, left, right)
+    for wanted in (-8.0, -4.0, 0.0):
+        assert not (found[cosines < bounded.lowest_similarity(wanted)] >= wanted).any()
+    # 20 c - 4 * 0.6 - 15 = -4
+    assert bounded.lowest_similarity(-4.0) == pytest.approx(0.67, abs=1e-3)
+    assert classifier.lowest_similarity(-4.0) == MIN_SIMILARITY
 
 
 def test_without_hidden_units_and_background_only_the_cosine_counts() -> None:
