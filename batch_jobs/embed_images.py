@@ -20,6 +20,7 @@ from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.catalogue import image_bytes, list_images
+from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.session import write_arrow, write_table
 from batch_jobs.sources import Source, SourceKind, read_embeddings
 from embed.decoding import ImageLimits, ImageRejected, decode_image
@@ -49,16 +50,21 @@ class EmbedTask:
 
 
 def embed_images(
-    spark: SparkSession, folder: Path, *, source: Source, catalogue: str, task: EmbedTask, num_tasks: int
+    spark: SparkSession,
+    folder: Path,
+    *,
+    source: Source,
+    catalogue: str,
+    task: EmbedTask,
+    resources: EmbedResources,
+    num_tasks: int,
 ) -> Mapping[str, Any]:
     """Write `embeddings` and `rejects` of the catalogue's distinct images."""
-    embedded = (
-        _distinct_images(spark, source, catalogue)
-        .repartitionByRange(num_tasks, "doc")
-        .sortWithinPartitions("doc")
-        .mapInArrow(partial(embed_batches, task=task), schemas.EMBEDDED)
-        .persist()
-    )
+    images = _distinct_images(spark, source, catalogue).repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
+    with own_workers(spark, resources):
+        embedded = images.mapInArrow(
+            partial(embed_batches, task=task), schemas.EMBEDDED, profile=resources.profile
+        ).persist()
     try:
         found = embedded.where("embedding IS NOT NULL").select(*schemas.columns(schemas.EMBEDDINGS))
         write_table(found, folder / "embeddings")
@@ -91,6 +97,7 @@ def _distinct_images(spark: SparkSession, source: Source, catalogue: str) -> Dat
 
 def embed_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Iterator[pa.RecordBatch]:
     """Rows of images to `EMBEDDED` rows, in order."""
+    use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
     with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
         for batch in batches:
