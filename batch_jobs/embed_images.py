@@ -6,7 +6,7 @@ builds the network once and keeps it. An image that cannot be decoded becomes a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -123,12 +123,17 @@ def decode_square(place: str | bytes | None, *, task: EmbedTask, size: int) -> D
         return rejected
 
 
-def _embedded_rows(batch: pa.RecordBatch, decoded: Iterable[Decoded], embedder: Embedder) -> pa.RecordBatch:
-    decoded = list(decoded)
+def embed_decoded(decoded: Sequence[Decoded], embedder: Embedder) -> list[NDArray[np.float32] | ImageRejected]:
+    """A `(dim,)` little-endian float32 unit row for each square, rejects as they are."""
     squares = [square for square in decoded if not isinstance(square, ImageRejected)]
     rows = iter(embedder.embed(np.stack(squares)).astype("<f4") if squares else ())
-    embeddings = [None if isinstance(square, ImageRejected) else next(rows).tobytes() for square in decoded]
-    rejects = [square if isinstance(square, ImageRejected) else None for square in decoded]
+    return [square if isinstance(square, ImageRejected) else next(rows) for square in decoded]
+
+
+def _embedded_rows(batch: pa.RecordBatch, decoded: Sequence[Decoded], embedder: Embedder) -> pa.RecordBatch:
+    results = embed_decoded(decoded, embedder)
+    embeddings = [None if isinstance(result, ImageRejected) else result.tobytes() for result in results]
+    rejects = [result if isinstance(result, ImageRejected) else None for result in results]
     return pa.RecordBatch.from_arrays(
         [
             batch["doc"],

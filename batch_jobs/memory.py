@@ -3,8 +3,8 @@
     spark-submit $(python -m batch_jobs.memory --cores 4) batch_jobs/pipeline.py ...
 
 A task is one Python worker; its arrays lie outside the JVM, in what Spark calls the overhead. The bytes per row below
-are peaks measured at the largest batch of each step (dim 256, 48 tables), rounded up. `spark.executor.pyspark.memory` is
-left alone: it limits addresses instead of memory, and TensorFlow reserves many more than it uses.
+are peaks measured at the largest batch of each step (dim 256, 48 tables), rounded up. `spark.executor.pyspark.memory`
+is left alone: it limits addresses instead of memory, and TensorFlow reserves many more than it uses.
 """
 
 from __future__ import annotations
