@@ -31,7 +31,8 @@ BYTES_PER_POSTING: Final = 120
 BYTES_PER_PAIR: Final = 85
 CANDIDATES_PER_DOC: Final = 50
 JVM_BYTES: Final = 512 * MIB
-"""What the JVM needs at all, and again for each task whose blobs it moves."""
+JVM_BYTES_PER_TASK: Final = 384 * MIB
+"""The JVM moves blobs of at most some 64 MiB for each task."""
 MIN_OVERHEAD_BYTES: Final = 384 * MIB
 
 
@@ -66,9 +67,9 @@ def executor_settings(
     """Spark's settings of an executor that runs `num_cores` tasks at once.
 
     >>> executor_settings(num_cores=1)["spark.executor.memory"]
-    '1024m'
+    '896m'
     """
-    heap = JVM_BYTES * (1 + num_cores)
+    heap = JVM_BYTES + num_cores * JVM_BYTES_PER_TASK
     tasks = num_cores * task_memory(dim=dim, num_tables=num_tables).peak
     overhead = tasks + max(MIN_OVERHEAD_BYTES, heap // 10)
     return {

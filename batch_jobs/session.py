@@ -71,7 +71,7 @@ def _start(master: str | None, log: Path) -> SparkSession:
         # `spark-submit` decides these; where it did not run the workers run what the driver runs.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        builder = builder.config(map=_own_settings(master or LOCAL_MASTER, log))
+        builder = builder.config(map=own_settings(master or LOCAL_MASTER, log))
     builder = (
         builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_ARROW_BATCH))
@@ -102,7 +102,7 @@ def runs_locally(master: str) -> bool:
     return re.fullmatch(r"local(\[[^]]*\])?", master) is not None
 
 
-def _own_settings(master: str, log: Path) -> dict[str, str]:
+def own_settings(master: str, log: Path) -> dict[str, str]:
     """What `spark-submit` would have been told: a small driver, and executors that any machine of a cluster can run."""
     settings = {
         "spark.master": master,

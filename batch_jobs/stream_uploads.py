@@ -117,7 +117,7 @@ def stream_uploads(settings: StreamSettings, *, on_batch: OnBatch = lambda _: No
 
     The same call goes on where one before it stopped or was killed.
     """
-    _check_server(settings)
+    check_server(settings)
     folder = settings.checkpoint
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ def _outcome(
     return {**row, "outcome": outcome.value, "canonical_id": answer.canonical_id, "score": score}
 
 
-def _check_server(settings: StreamSettings) -> None:
+def check_server(settings: StreamSettings) -> None:
     """Raises CallFailed when there is no server, SettingsError when it serves another embedder's generation."""
     ours = describe_embedder(settings.embedder).digest
     with NearDupClient(settings.connection) as client:
