@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
@@ -47,6 +48,7 @@ def probe(batches: Iterator[pa.RecordBatch], *, with_gpu: bool) -> Iterator[pa.R
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "tensorflow_came_before": tensorflow_came_before,
         "pid": os.getpid(),
+        "executor": psutil.Process(os.getppid()).ppid(),
         "started": started,
         "ended": time.time(),
     }

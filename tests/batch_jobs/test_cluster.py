@@ -110,23 +110,45 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photo_folder(tmp_path_factory.mktemp("images") / "photos")
 
 
-@pytest.fixture(scope="module")
+HELD = {"spark.executor.cores": 2, "spark.executor.resource.gpu.amount": 1}
+FOR_EMBED = {
+    "spark.neardup.embed.gpus": 1,
+    "spark.executor.cores": 1,
+    "spark.executor.memory": "512m",
+    "spark.dynamicAllocation.enabled": "true",
+    "spark.dynamicAllocation.maxExecutors": 2,
+}
+
+
+@pytest.fixture(scope="module", params=[HELD, FOR_EMBED], ids=["held", "for_embed"])
 def gpu_job(
-    engines: Engines, photos: Path, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    engines: Engines,
+    photos: Path,
+    tiny_embedder: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """What `gpu_driver.py` printed on executors of two cores and one GPU each, and its workspace."""
+    """What `gpu_driver.py` printed, its settings and its workspace: executors with a GPU for good, or for `embed`."""
     workspace = tmp_path_factory.mktemp("gpu")
-    executors = ("--conf", "spark.executor.cores=2", "--conf", "spark.executor.resource.gpu.amount=1")
+    settings = [word for key, value in request.param.items() for word in ("--conf", f"{key}={value}")]
     driver = Path(__file__).with_name("gpu_driver.py")
-    return {**engines.submit(*executors, driver, photos, workspace, tiny_embedder), "workspace": workspace}
+    printed = engines.submit(*settings, driver, photos, workspace, tiny_embedder)
+    return {**printed, "settings": request.param, "workspace": workspace}
+
+
+@pytest.fixture(scope="module")
+def photo_tables(
+    spark: SparkSession, photos: Path, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The tables of `photos` on `local[2]`."""
+    return tables_of(photos, tmp_path_factory.mktemp("alone"), embedder=tiny_embedder, num_partitions=4)
 
 
 def test_images_on_a_cluster_give_the_tables_of_one_machine(
-    gpu_job: dict[str, Any], spark: SparkSession, photos: Path, tiny_embedder: str, tmp_path: Path
+    gpu_job: dict[str, Any], photo_tables: dict[str, str]
 ) -> None:
     """Catalogue, embeddings, codes, edges, rejects and clusters hold the same rows on two workers and on `local[2]`."""
-    alone = tables_of(photos, tmp_path, embedder=tiny_embedder, num_partitions=4)
-    assert table_digests(gpu_job["workspace"]) == alone
+    assert table_digests(gpu_job["workspace"]) == photo_tables
 
 
 def test_a_task_of_embed_sees_the_gpu_it_was_assigned_and_no_other(gpu_job: dict[str, Any]) -> None:
@@ -138,7 +160,7 @@ def test_a_task_of_embed_sees_the_gpu_it_was_assigned_and_no_other(gpu_job: dict
 
 
 def test_a_gpu_runs_one_task_at_a_time_in_one_worker_of_its_own(gpu_job: dict[str, Any]) -> None:
-    """Two cores an executor notwithstanding: tasks of one GPU follow each other in one process, which no other uses."""
+    """Whatever its cores: tasks of one GPU follow each other in one process, which no other stage uses."""
     tasks_of: dict[str, list[dict[str, Any]]] = {}
     for task in gpu_job["embed"]:
         tasks_of.setdefault(task["visible"], []).append(task)
@@ -147,6 +169,15 @@ def test_a_gpu_runs_one_task_at_a_time_in_one_worker_of_its_own(gpu_job: dict[st
         assert all(before["ended"] <= after["started"] for before, after in pairwise(in_order))
         assert len({task["pid"] for task in tasks}) == 1
     assert not {task["pid"] for task in gpu_job["embed"]} & {task["pid"] for task in gpu_job["default"]}
+
+
+def test_gpus_are_held_by_all_executors_or_only_while_embedding(gpu_job: dict[str, Any]) -> None:
+    """With dynamic allocation the executors of other stages are others, which have no GPU."""
+    executors = {stage: {task["executor"] for task in gpu_job[stage]} for stage in ("default", "embed")}
+    if gpu_job["settings"] is HELD:
+        assert executors["embed"] <= executors["default"]
+    else:
+        assert not executors["embed"] & executors["default"]
 
 
 def test_a_packed_environment_is_all_that_the_workers_need(
