@@ -69,7 +69,7 @@ def join_blocks(table: pa.Table, *, params: CandidateParams, docs_per_range: int
     left_ranges = (found.pairs[:, 0] // np.uint64(docs_per_range)).astype(np.int64)
     # Pairs are sorted by their left doc, so each range is one slice.
     ranges, starts = np.unique(left_ranges, return_index=True)
-    ends = np.append(starts[1:], len(left_ranges))
+    ends = np.append(starts, len(left_ranges))[1:]
     part = table["part"][0].as_py()
     rows = [
         {

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
-from batch_jobs.session import default_parallelism, num_cores, spark_session, watched
+from batch_jobs.gpus import embed_resources
+from batch_jobs.session import default_parallelism, spark_session, watched
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
@@ -159,7 +160,7 @@ class Pipeline:
 
     def embed(self) -> StepOutput:
         catalogued = self.outputs[catalogue.STEP]
-        num_cores_a_task = max(1, num_cores() // default_parallelism(self.spark))
+        resources = embed_resources(self.spark)
 
         def write(folder: Path) -> Mapping[str, Any]:
             if self.source.kind is SourceKind.EMBEDDINGS:
@@ -167,7 +168,7 @@ class Pipeline:
             task = embed_images.EmbedTask(
                 embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
-                num_threads=num_cores_a_task,
+                num_threads=resources.num_cores,
                 root=str(self.source.root),
                 limits=self.settings.limits,
             )
@@ -177,6 +178,7 @@ class Pipeline:
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
                 task=task,
+                resources=resources,
                 num_tasks=max(self.num_partitions, -(-catalogued.num_rows["catalogue"] // IMAGES_PER_TASK)),
             )
 

@@ -51,6 +51,12 @@ EDGES = "left_doc long, right_doc long, similarity float, score float, shared_te
 
 CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
 
+OUTCOMES = (
+    "image_id string, outcome string, canonical_id string, score float, reason string, detail string, "
+    "uploaded_at timestamp"
+)
+"""One row per image of a stream; `outcome` is `new`, `duplicate` or `rejected`."""
+
 
 def columns(schema: str) -> list[str]:
     """The column names of a schema.
@@ -77,4 +83,5 @@ _ARROW_TYPES = {
     "int": pa.int32(),
     "long": pa.int64(),
     "float": pa.float32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
 }

@@ -22,6 +22,7 @@ COMMANDS = {
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
     "register": ("cli.register", "Make images findable on a server."),
     "remove": ("cli.remove", "Take images out of a server's answers."),
+    "stream": ("cli.stream", "Register new images at a server as they come."),
     "evaluate": ("cli.evaluate", "Measure recall, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are the same picture, or not."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
