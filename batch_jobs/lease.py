@@ -236,7 +236,7 @@ def _latest(folder: Path, *, lease_s: float) -> tuple[int, Holder | None]:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return [int(match[1]) for name in os.listdir(folder) if (match := _NUMBER.fullmatch(name))]
+        return [int(match[1]) for path in folder.iterdir() if (match := _NUMBER.fullmatch(path.name))]
     except FileNotFoundError:
         return []
 

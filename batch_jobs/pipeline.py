@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.session import default_parallelism, num_cores, spark_session, watched
 from batch_jobs.settings import RunSettings, as_json, digest
@@ -103,6 +104,7 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self.model = _model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
+        self.decisions = read_decisions(workspace.folder)
         identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
         workspace.claim(identity)
 
@@ -262,9 +264,10 @@ class Pipeline:
                 edges=selected.table("edges"),
                 embeddings=self.outputs[embed_images.STEP].table("embeddings"),
                 catalogue=self.outputs[catalogue.STEP].table("catalogue"),
+                decisions=self.decisions,
             )
 
-        inputs = {"select": selected.key}
+        inputs = {"select": selected.key, "decisions": self.decisions.digest}
         return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
 
     def _docs_per_range(self) -> int:

@@ -1,4 +1,4 @@
-"""Rules of the lease: one holder at a time, told by name, taken over when it is dead or was not heard of for too long."""
+"""Rules of the lease: one holder at a time, told by name, taken over when it is dead or silent for too long."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_a_holder_killed_on_another_machine_is_followed_when_its_lease_expires(t
 
 def test_a_living_holder_on_another_machine_keeps_it(tmp_path: Path) -> None:
     """The background thread renews the lease, so that work longer than the lease is safe."""
-    with child(tmp_path / "run", machine="other"):
-        with pytest.raises(LeaseHeldError), lease(tmp_path / "run", wait_s=2.5 * LEASE_S):
-            pass
+    held = child(tmp_path / "run", machine="other")
+    with held, pytest.raises(LeaseHeldError), lease(tmp_path / "run", wait_s=2.5 * LEASE_S):
+        pass
 
 
 def test_a_holder_that_slept_through_its_expiry_stops(tmp_path: Path) -> None:
