@@ -303,13 +303,18 @@ def apply_decisions(
     target = np.arange(len(own))
     for group in groups:
         target[group] = min(group, key=lambda doc: (-int(pixels[doc]), doc))
-    edges = _reattached(target[lefts], target[rights], scores)
+    lefts, rights, scores = _reattached(target[lefts], target[rights], scores)
     own = target[own]
-    is_dropped = np.zeros(len(edges[0]), np.bool_)
     splits = [{int(own[doc]): label for doc, label in labels.items()} for labels in decided.splits]
-    is_dropped[list(_forbidden(*edges, splits))] = True
+    is_kept = np.ones(len(lefts), np.bool_)
+    is_kept[list(_forbidden(lefts, rights, scores, splits))] = False
     return DecidedEdges(
-        *(part[~is_dropped] for part in edges), own, num_dropped=int(is_dropped.sum()), num_overruled=num_overruled
+        lefts[is_kept],
+        rights[is_kept],
+        scores[is_kept],
+        own,
+        num_dropped=int((~is_kept).sum()),
+        num_overruled=num_overruled,
     )
 
 

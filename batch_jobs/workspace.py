@@ -56,11 +56,12 @@ class StepOutput:
 class Workspace:
     """An open workspace, held by a lease. Use it as a context manager; a second one on the same folder is refused.
 
-    `what` tells others who are refused what is going on.
+    `what` tells others who are refused what is going on; `on_step` is told of each step once it is committed.
     """
 
     def __init__(self, folder: Path, *, what: str = "a run") -> None:
         self.folder = folder
+        self.on_step: Callable[[StepOutput], None] = lambda _: None
         self.lease = Lease(lease_folder(folder), what, lock=folder / ".lock")
 
     def __enter__(self) -> Workspace:
@@ -137,6 +138,7 @@ class Workspace:
         if target.exists():
             committed = self._committed(step, key, target, tables)
             if committed is not None:
+                self.on_step(committed)
                 return committed
             shutil.rmtree(target)
         # A run that lost its lease may still be writing: it never writes into a folder of ours.
@@ -161,7 +163,9 @@ class Workspace:
             _sync_folder(self.steps_folder)
         except OSError as error:
             raise workspace_error(self.folder, error) from error
-        return _output(step, key, target, commit, reused=False)
+        output = _output(step, key, target, commit, reused=False)
+        self.on_step(output)
+        return output
 
     def _committed(self, step: str, key: str, folder: Path, tables: tuple[str, ...]) -> StepOutput | None:
         """A committed step whose files are all there with their recorded sizes; None when it must be made again."""
@@ -180,6 +184,13 @@ class Workspace:
         for folder in (self.steps_folder, self.runs_folder):
             for path in folder.glob(".*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def required_folder(workspace: Path) -> Path:
+    """The absolute path of a workspace that must be there; raises WorkspaceError, and makes none of a mistyped path."""
+    if not workspace.is_dir():
+        raise WorkspaceError(f"workspace {workspace} does not exist; `neardup dedup` makes one")
+    return workspace.resolve()
 
 
 def lease_folder(workspace: Path) -> Path:
