@@ -1,7 +1,8 @@
 """Step 6, cluster: matches become clusters around canonical images.
 
 The greedy k-cut runs on the driver over packed arrays, about 40 bytes an edge and 100 an image, without Spark.
-Byte-identical copies were embedded once; here they join the cluster of their original with its score.
+Byte-identical copies were embedded once; here they join the cluster of their original with its score. What people have
+decided about clusters (`decisions`) holds whatever the scores say.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.decisions import Decisions, apply_decisions
 from batch_jobs.session import write_arrow
 from lsh.clusters import greedy_cut
 
@@ -34,19 +36,30 @@ class Members:
     scores: NDArray[np.float32]
 
 
-def cluster_matches(folder: Path, *, edges: str, embeddings: str, catalogue: str) -> Mapping[str, Any]:
+def cluster_matches(
+    folder: Path, *, edges: str, embeddings: str, catalogue: str, decisions: Decisions
+) -> Mapping[str, Any]:
     """Write `clusters`, largest first, the canonical first in each; returns the counts for the summary."""
     matches = pq.read_table(edges, columns=["left_doc", "right_doc", "score"])
     images = pq.read_table(catalogue, columns=["doc", "image_id", "original_doc", "width", "height", "size_bytes"])
     images = images.sort_by("doc")
     original_docs = images["original_doc"].to_numpy()
     is_embedded = np.isin(original_docs, pq.read_table(embeddings, columns=["doc"])["doc"].to_numpy())
-    members = cluster_docs(
+    pixels = _numbers(images["width"]) * _numbers(images["height"])
+    decided = apply_decisions(
         lefts=matches["left_doc"].to_numpy(),
         rights=matches["right_doc"].to_numpy(),
         scores=matches["score"].to_numpy(),
         original_docs=np.where(is_embedded, original_docs, np.arange(len(original_docs))),
-        pixels=_numbers(images["width"]) * _numbers(images["height"]),
+        pixels=pixels,
+        decided=decisions.on_docs(images["image_id"], is_embedded),
+    )
+    members = cluster_docs(
+        lefts=decided.lefts,
+        rights=decided.rights,
+        scores=decided.scores,
+        original_docs=decided.original_docs,
+        pixels=pixels,
     )
     write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
     is_canonical = members.docs == members.canonical_docs
@@ -55,6 +68,9 @@ def cluster_matches(folder: Path, *, edges: str, embeddings: str, catalogue: str
         "num_duplicates": int((~is_canonical).sum()),
         "num_exact_copies": int((is_embedded & (original_docs != np.arange(len(original_docs)))).sum()),
         "reclaimable_bytes": int(_numbers(images["size_bytes"])[members.docs[~is_canonical]].sum()),
+        "num_decisions": len(decisions.active),
+        "num_dropped_edges": decided.num_dropped,
+        "num_overruled_merges": decided.num_overruled,
     }
 
 

@@ -29,6 +29,8 @@ COMMANDS = {
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
+    "runs": ("cli.runs", "Look at runs, compare, resume and clean up."),
+    "cluster": ("cli.cluster", "Look at a cluster; split or merge by hand."),
     "models": ("cli.models", "Say which models there are, and where from."),
 }
 
