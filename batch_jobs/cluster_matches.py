@@ -70,7 +70,7 @@ def cluster_matches(folder: Path, *, whole: Known, before: Known | None = None) 
     images = live_images(whole, COLUMNS)
     content_docs = images["original_doc"].to_numpy()
     is_embedded = np.isin(content_docs, read_docs(whole.embeddings))
-    contents, original_rows = _contents_of(content_docs, is_embedded)
+    contents, original_rows = contents_of(content_docs, is_embedded)
     lefts, rights, scores = _live_matches(whole.edges, contents)
     members = cluster_docs(
         lefts=lefts,
@@ -91,7 +91,7 @@ def cluster_matches(folder: Path, *, whole: Known, before: Known | None = None) 
     }
 
 
-def _contents_of(content_docs: NDArray[np.int64], is_embedded: NDArray[np.bool_]) -> tuple[Contents, NDArray[np.int64]]:
+def contents_of(content_docs: NDArray[np.int64], is_embedded: NDArray[np.bool_]) -> tuple[Contents, NDArray[np.int64]]:
     """The contents that have an embedding, and for each image the row of its content, its own without an embedding."""
     rows = np.arange(content_docs.size)
     docs, first, inverse = np.unique(content_docs[is_embedded], return_index=True, return_inverse=True)
