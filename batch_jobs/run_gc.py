@@ -16,6 +16,7 @@ from typing import Any
 
 from batch_jobs.build_index import generation_marker, index_folder
 from batch_jobs.errors import WorkspaceError
+from batch_jobs.nights import current_night, read_nights
 from batch_jobs.run_records import RECORD, RunRecord, list_records, record_path, remove_record
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from lsh.index.publishing import list_generations
@@ -46,6 +47,7 @@ def find_garbage(workspace: Workspace, *, keep: int) -> Garbage:
         raise WorkspaceError(f"{damaged[0].problem}; or remove its folder, then what is left is known to be needed")
     kept = {record.run_id for record in _kept(workspace, records, keep)}
     needed = {step.folder_name for record in records if record.run_id in kept for step in record.steps}
+    needed |= _of_nights(workspace.folder, kept)
     steps = sorted(path.name for path in workspace.steps_folder.glob("[!.]*"))
     garbage = sorted(set(steps) - _with_inputs(workspace, needed, steps))
     finished = [record.run_id for record in records if record.is_finished][:NUM_DRIFT_RUNS]
@@ -82,6 +84,14 @@ def _kept(workspace: Workspace, records: list[RunRecord], keep: int) -> Iterator
         is_recent = num_finished <= keep if record.is_finished else num_finished == 0
         if is_recent or any(generation_marker(workspace.folder, record.run_id, one).exists() for one in generations):
             yield record
+
+
+def _of_nights(workspace: Path, kept: set[str]) -> set[str]:
+    """The steps of the night that counts and of the nights of kept runs: their own, and all they build on."""
+    current = current_night(workspace)
+    nights = [night for night in read_nights(workspace) if night == current or night.run_id in kept]
+    segments = {f"{step}-{key}" for night in nights for step, keys in night.segments.items() for key in keys}
+    return segments | {f"cluster-{night.clusters}" for night in nights}
 
 
 def _with_inputs(workspace: Workspace, needed: set[str], steps: list[str]) -> set[str]:

@@ -210,10 +210,10 @@ def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[
         thread.join()
 
 
-def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
-    """Write a Parquet table; `num_files` None keeps the frame's partitions."""
+def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None, by: str | None = None) -> None:
+    """Write a Parquet table; `num_files` None keeps the frame's partitions, `by` makes a folder of each value."""
     frame = frame.coalesce(num_files) if num_files else frame
-    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path), partitionBy=by)
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table."),
     "embed": ("cli.embed", "Write embeddings, for people who bring their own index."),
     "tune": ("cli.tune", "Find the cheapest hashing that keeps near pairs."),
+    "nightly": ("cli.nightly", "Bring a workspace up to date with a source."),
     "index": ("cli.index", "Build, list, verify, promote and roll back indexes."),
     "serve": ("cli.serve", "Serve lookups over gRPC."),
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
@@ -44,6 +45,10 @@ Find them in what you have:
   neardup dedup images.parquet --json      a table in, one JSON object out
   neardup embed photos/ --output photos.npz
   neardup dedup photos.npz                 embeddings in, clusters out
+
+\b
+Every night:
+  neardup nightly photos/ --promote        only what has changed costs anything
 
 \b
 Look new uploads up:
