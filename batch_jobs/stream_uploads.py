@@ -54,7 +54,7 @@ from service.errors import CallFailed, ServiceError, SettingsError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 OUTCOMES_ARROW = schemas.arrow(schemas.OUTCOMES)
@@ -337,6 +337,11 @@ def _stream_errors(folder: Path) -> Iterator[None]:
         raise CallFailed(failed[2], f"{failed[1]}; run the same command again to go on where it stopped") from error
 
 
+def _print_counts(counts: Mapping[str, int]) -> None:
+    sys.stdout.write(json.dumps(counts) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """The door for `spark-submit`: one JSON object for each micro-batch."""
     parser = argparse.ArgumentParser(description="Register new images of a folder, a table or Kafka at a server.")
@@ -361,9 +366,9 @@ def main() -> None:
                 embedder=arguments.embedder,
                 interval_s=arguments.interval,
             ),
-            on_batch=lambda counts: sys.stdout.write(json.dumps(counts) + "\n"),
+            on_batch=_print_counts,
         )
-    except (BatchError, EmbedError, ServiceError) as error:
+    except (BatchError, EmbedError, ServiceError, OSError) as error:
         sys.exit(f"neardup: error: {error}")
 
 
