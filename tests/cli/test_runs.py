@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +211,24 @@ def test_a_workspace_that_is_not_there_is_named(tmp_path: Path, group: Any, argu
     assert isinstance(error, Exception)
     assert exit_code_of(error) is ExitCode.WORKSPACE
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0,
+    reason="a small disk needs `unshare -rm`, which this machine does not allow",
+)
+def test_a_full_disk_can_be_freed(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where not a byte can be written, `gc` still takes the lease, removes an older night, and gives the lease back."""
+    disk = tmp_path_factory.mktemp("disk")
+    gc = f"{sys.executable} -m cli runs gc --keep 1 --yes --workspace {disk}/ws --json"
+    script = f"""
+        mount -t tmpfs -o size=2m tmpfs {disk}
+        cp -r {workspace} {disk}/ws
+        dd if=/dev/zero of={disk}/ballast bs=4k status=none 2>/dev/null
+        {gc} && {gc}
+    """
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert len(first["steps"]) == 6
+    assert second["steps"] == []
