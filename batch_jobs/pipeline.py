@@ -5,6 +5,7 @@ images -> catalogue -> embed -> terms -> candidates -> select -> cluster
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -409,7 +410,7 @@ def run_pipeline(
 
 @contextmanager
 def operator_errors(workspace: Path) -> Iterator[None]:
-    """Spark's errors in an operator's words; the whole story stays in the log."""
+    """Spark's errors and those of a full disk in an operator's words; the whole story stays in the log."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -422,6 +423,10 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
         raise SessionError(f"Spark failed: {cause}; the whole log is {workspace / 'spark.log'}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WorkspaceError(disk_full(workspace)) from error
+        raise
 
 
 def _wherever_workers_run(embedder: str) -> str:

@@ -25,7 +25,7 @@ COMMANDS = {
     "remove": ("cli.remove", "Take images out of a server's answers."),
     "stream": ("cli.stream", "Register new images at a server as they come."),
     "evaluate": ("cli.evaluate", "Measure recall, beside PDQ and pHash."),
-    "explain": ("cli.explain", "Say why two images are the same picture, or not."),
+    "explain": ("cli.explain", "Say why images are together, or not."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
@@ -55,6 +55,12 @@ Look new uploads up:
   neardup index build --promote            an index of the newest clusters
   neardup serve --insecure                 from this machine only
   neardup lookup upload.jpg                was it seen before?
+
+\b
+Look at what runs have done, and correct it by hand:
+  neardup runs list                        every run; show, diff, resume, gc
+  neardup explain a.jpg                    why it is in its cluster, or in none
+  neardup cluster split a.jpg --reason "another cat"
 
 \b
 Know how good it is, and make it yours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -185,3 +186,36 @@ def test_a_lost_lease_is_not_given_back(tmp_path: Path) -> None:
             with pytest.raises(LeaseLostError):
                 first.check()
     assert current_holder(tmp_path / "run") is not None
+
+
+def test_a_full_disk_keeps_nobody_from_freeing_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written, the lease is taken, held against others, and given back all the same."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(module, "_encoded", full)
+        with lease(tmp_path / "run") as held:
+            held.check()
+            other = Lease(tmp_path / "run", "other", lock=tmp_path / "other", lease_s=LEASE_S, machine="other")
+            with pytest.raises(LeaseHeldError, match="starting"), other:
+                pass
+    with lease(tmp_path / "run") as again:
+        assert again.number == 2
+
+
+def test_a_lease_that_cannot_be_renewed_is_an_error_once_it_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then a full disk or a server that is away is no reason to stop."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with lease(tmp_path / "run") as held:
+        monkeypatch.setattr(module, "_encoded", full)
+        held.check()
+        time.sleep(LEASE_S)
+        with pytest.raises(OSError, match="No space left"):
+            held.check()
