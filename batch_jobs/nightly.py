@@ -29,6 +29,7 @@ from batch_jobs.changes import Changes, find_changes
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
 from batch_jobs.nights import (
+    Known,
     Night,
     NightCounts,
     commit_night,
@@ -41,7 +42,7 @@ from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, 
 from batch_jobs.session import spark_session
 from batch_jobs.settings import RunSettings
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import StepOutput, Workspace, read_json, write_json
+from batch_jobs.workspace import Workspace, read_json, write_json
 from embed.errors import EmbedError
 from lsh.errors import LshError
 
@@ -142,7 +143,7 @@ class NightPipeline(Pipeline):
         super().__init__(settings, workspace, source, listener=listener, spark=spark, known=known, changes=changes)
         self.previous = previous
         self.options = options
-        self.num_waiting = changes.num_known
+        self.num_unopened = changes.num_known
 
     def has_work(self, step: str) -> bool:
         """No step runs for images that do not exist; clusters change with any change."""
@@ -163,25 +164,21 @@ class NightPipeline(Pipeline):
             "keeps_missing": self.options.keeps_missing,
         }
 
-    def cluster(self) -> StepOutput:
-        """Update the clusters of the night before, or cut all of them anew."""
-        before = None if self.options.is_full else self.known
+    def clusters_before(self) -> Known | None:
+        return None if self.options.is_full else self.known
 
-        def write(folder: Path) -> Mapping[str, Any]:
-            return cluster_matches.cluster_matches(folder, whole=self.whole, before=before)
-
+    def cluster_inputs(self) -> dict[str, Any]:
         selected = self.outputs.get(select_matches.STEP)
-        inputs = {
+        return {
             "catalogue": self.outputs[catalogue.STEP].key,
             "select": selected.key if selected else None,
             "is_full": self.options.is_full,
         }
-        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
 
     def _check_rejects(self, num_rejected: int, num_images: int) -> None:
         # One broken upload among a million is no broken source, though it may be all that is new.
         if num_rejected:
-            super()._check_rejects(num_rejected, num_images + self.num_waiting)
+            super()._check_rejects(num_rejected, num_images + self.num_unopened)
 
 
 def plan_night(settings: RunSettings, options: NightOptions) -> Plan:
@@ -222,23 +219,31 @@ def run_nightly(
         if previous is not None:
             _require_same(previous, shared, settings.workspace)
         changes = _changes(workspace.folder, source, previous, options)
-        with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
-            seconds = round(time.monotonic() - started, 3)
-            listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
-            common: dict[str, Any] = {"listener": listener, "spark": spark}
-            pipeline = (
-                Pipeline(settings, workspace, source, **common)
-                if previous is None
-                else NightPipeline(
-                    settings, workspace, source, previous=previous, changes=changes, options=options, **common
+        if previous is not None and changes.is_empty and not options.is_full:
+            results = _unchanged(previous, workspace)
+        else:
+            with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
+                seconds = round(time.monotonic() - started, 3)
+                listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
+                common: dict[str, Any] = {"listener": listener, "spark": spark}
+                pipeline = (
+                    Pipeline(settings, workspace, source, **common)
+                    if previous is None
+                    else NightPipeline(
+                        settings, workspace, source, previous=previous, changes=changes, options=options, **common
+                    )
                 )
-            )
-            pipeline.seconds["start"] = seconds
-            run = pipeline.run()
-        results = _finish(run, workspace, previous, changes, shared)
+                pipeline.seconds["start"] = seconds
+                run = pipeline.run()
+            results = _finish(run, workspace, previous, changes, shared)
         if and_then is not None:
             and_then(results, workspace)
         return results
+
+
+def _unchanged(night: Night, workspace: Workspace) -> NightResults:
+    figures = read_json(workspace.steps_folder / f"cluster-{night.clusters}" / "commit.json")["stats"]
+    return NightResults(night=night, is_new=False, figures=figures, rejects_by_reason={}, seconds={}, outputs={})
 
 
 def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
@@ -285,10 +290,7 @@ def _finish(
     clustered = run.steps.get(cluster_matches.STEP)
     if clustered is None:
         assert previous is not None  # noqa: S101 - a first night always has clusters
-        figures = read_json(workspace.steps_folder / f"cluster-{previous.clusters}" / "commit.json")["stats"]
-        return NightResults(
-            night=previous, is_new=False, figures=figures, rejects_by_reason={}, seconds=run.seconds, outputs={}
-        )
+        return _unchanged(previous, workspace)
     night = Night(
         number=previous.number + 1 if previous else 1,
         previous=previous.night_id if previous else None,

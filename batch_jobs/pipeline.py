@@ -234,7 +234,7 @@ class Pipeline:
                 num_partitions=self.known.num_parts or self.num_partitions,
             )
 
-        inputs = {"embed": embedded.key, "terms": self.terms.to_json()}
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part"}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def find_candidates(self) -> StepOutput:
@@ -289,13 +289,19 @@ class Pipeline:
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 
     def cluster(self) -> StepOutput:
-        selected = self.outputs[select_matches.STEP]
-
         def write(folder: Path) -> Mapping[str, Any]:
-            return cluster_matches.cluster_matches(folder, whole=self.whole)
+            return cluster_matches.cluster_matches(folder, whole=self.whole, before=self.clusters_before())
 
-        inputs = {"select": selected.key}
-        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
+        return self.workspace.step(
+            cluster_matches.STEP, inputs=self.cluster_inputs(), write=write, tables=cluster_matches.TABLES
+        )
+
+    def clusters_before(self) -> Known | None:
+        """Whose clusters are updated; None cuts from scratch."""
+        return None
+
+    def cluster_inputs(self) -> dict[str, Any]:
+        return {"select": self.outputs[select_matches.STEP].key}
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]

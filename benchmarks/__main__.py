@@ -18,6 +18,7 @@ SUMMARIES = {
     "serve": "The service under load beside an empty call and other indexes behind the same gRPC shell.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "scoring": "Pairs a second through the pair classifier and a calibration.",
+    "nightly": "One night over a known corpus beside the full run: share of its time, the same matches.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
 }
 
