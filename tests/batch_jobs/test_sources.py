@@ -167,8 +167,8 @@ def test_large_arrays_are_mapped_small_and_compressed_ones_read(tmp_path: Path) 
     rows = np.random.default_rng(0).normal(size=(9000, 32)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     arrays = {"image_ids": np.arange(9000).astype(np.str_), "embeddings": rows, "digest": np.array("x")}
-    np.savez(tmp_path / "stored.npz", **arrays)
-    np.savez_compressed(tmp_path / "compressed.npz", **arrays)
+    np.savez(tmp_path / "stored.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(tmp_path / "compressed.npz", **arrays)  # type: ignore[arg-type]
     stored, compressed = (read_embeddings(tmp_path / f"{name}.npz") for name in ("stored", "compressed"))
     assert isinstance(stored.embeddings, np.memmap)
     assert not isinstance(compressed.embeddings, np.memmap)
