@@ -51,8 +51,10 @@ def find_changes(
 
     `images` has `image_id`, `doc`, `original_doc`, `state`, by doc. With `only`, these images and their exact copies
     are redone, and all else waits for the next night. `keeps_missing`: the source holds only what is added.
-    Raises SourceError for ids that are listed twice, and for ids of `only` that neither side has.
+    Raises SourceError for ids that are missing or listed twice, and for ids of `only` that neither side has.
     """
+    if listing["image_id"].null_count:
+        raise SourceError("the source has rows without an image_id; every image needs one")
     rows = pc.index_in(listing["image_id"], value_set=images["image_id"].combine_chunks())
     rows = pc.fill_null(rows, -1).to_numpy().astype(np.int64)
     is_known = rows >= 0

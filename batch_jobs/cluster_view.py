@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,6 @@ import pyarrow.parquet as pq
 
 from batch_jobs import cluster_matches
 from batch_jobs.decisions import Decision, DecisionKind, Decisions
-from batch_jobs.run_records import RunRecord
 from batch_jobs.run_tables import Row, RunTables
 
 MAX_OUTSIDERS = 50
@@ -63,6 +63,7 @@ def view_cluster(tables: RunTables, image_id: str, decisions: Decisions) -> Clus
     edges = tables.edges(originals)
     with_canonical = {doc: edge for edge in edges for doc in _other_end(edge, canonical["original_doc"])}
     merged = [one for one in about if one.kind is DecisionKind.MERGE]
+    num_copies = Counter(row["original_doc"] for row in images.values())
     return ClusterView(
         canonical_id=canonical_id,
         members=tuple(
@@ -72,6 +73,7 @@ def view_cluster(tables: RunTables, image_id: str, decisions: Decisions) -> Clus
                 canonical,
                 with_canonical.get(images[row["image_id"]]["original_doc"]),
                 merged,
+                is_copy=num_copies[images[row["image_id"]]["original_doc"]] > 1,
             )
             for row in members
         ),
@@ -85,7 +87,9 @@ def _other_end(edge: Row, doc: int) -> list[int]:
     return [end for end in ends if end != doc] if doc in ends else []
 
 
-def _member(row: Row, image: Row, canonical: Row, edge: Row | None, merged: list[Decision]) -> ViewedMember:
+def _member(
+    row: Row, image: Row, canonical: Row, edge: Row | None, merged: list[Decision], *, is_copy: bool
+) -> ViewedMember:
     by_hand = [one.number for one in merged if row["image_id"] in one.labels]
     if row["is_canonical"]:
         why = "canonical"
@@ -95,7 +99,7 @@ def _member(row: Row, image: Row, canonical: Row, edge: Row | None, merged: list
         why = "matches the canonical"
     elif by_hand:
         why = f"merged by hand (decision {by_hand[0]})"
-    elif image["original_doc"] != image["doc"]:
+    elif is_copy:
         why = "byte-identical to a member"
     else:
         why = "matches an image that was merged with the canonical"
@@ -144,22 +148,14 @@ def _why_outside(row: Row | None, inside: str, outside: str, about: tuple[Decisi
 
 
 def preview(tables: RunTables, decisions: Decisions) -> dict[str, set[str]]:
-    """What the clusters of a run would be under other decisions: members by canonical id. Nothing is written."""
-    record, workspace = tables.record, tables.workspace
+    """What the clusters of a run would be under other decisions: members by canonical id. Nothing is written.
+
+    Those of a night are updated, as the next night does.
+    """
+    before = tables.whole if tables.night else None
     with TemporaryDirectory(prefix="neardup-") as folder:
-        cluster_matches.cluster_matches(
-            Path(folder),
-            edges=str(record.table(workspace, "select", "edges")),
-            embeddings=str(record.table(workspace, "embed", "embeddings")),
-            catalogue=str(record.table(workspace, "catalogue", "catalogue")),
-            decisions=decisions,
-        )
+        cluster_matches.cluster_matches(Path(folder), whole=tables.whole, decisions=decisions, before=before)
         return _by_canonical(Path(folder) / "clusters")
-
-
-def clusters(workspace: Path, record: RunRecord) -> dict[str, set[str]]:
-    """The members of each cluster of a run by canonical id."""
-    return _by_canonical(record.table(workspace, "cluster", "clusters"))
 
 
 def _by_canonical(table: Path) -> dict[str, set[str]]:

@@ -24,6 +24,8 @@ from lsh.codes import pair_cosines, quantize
 from lsh.sketches import hamming_distances, long_sketches
 from lsh.terms import TermHasher
 
+MOST_MATCHES = "of those that match one another it has the most matches"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
@@ -144,7 +146,9 @@ def explain_pair(tables: RunTables, left_id: str, right_id: str, decisions: Deci
 
 
 def _facts(tables: RunTables, image_id: str) -> ImageFacts:
-    row, reject = tables.image(image_id), tables.reject(image_id)
+    row = tables.image(image_id)
+    is_embedded = row is not None and tables.embedding(row["original_doc"]) is not None
+    reject = None if is_embedded else tables.reject(image_id)
     if row is None and reject is None:
         raise SourceError(
             f"run {tables.record.run_id} has never seen {image_id}; image ids are those of its catalogue, "
@@ -157,7 +161,7 @@ def _facts(tables: RunTables, image_id: str) -> ImageFacts:
         reject=reject,
         original_id=copies[0] if copies else None,
         copies=tuple(one for one in copies if one != image_id),
-        is_embedded=row is not None and tables.embedding(row["original_doc"]) is not None,
+        is_embedded=is_embedded,
     )
 
 
@@ -343,10 +347,11 @@ def _why_in_cluster(tables: RunTables, image: Row, image_id: str) -> str:
             return "in no cluster: it matches nothing"
         return "in no cluster: all that it matches fits another canonical better, or was split from it by hand"
     if row["is_canonical"]:
-        return f"canonical of {row['size']:,} images: of those that match one another it has the most matches"
-    if image["original_doc"] != image["doc"]:
+        why = "clusters keep theirs from night to night" if tables.is_updated else MOST_MATCHES
+        return f"canonical of {row['size']:,} images: {why}"
+    if tables.copies(image["original_doc"])[0] != image_id:
         return f"in the cluster of {row['canonical_id']}, with the image that has its bytes"
-    ends = {end for edge in edges for end in (edge["left_doc"], edge["right_doc"])} - {image["doc"]}
+    ends = {end for edge in edges for end in (edge["left_doc"], edge["right_doc"])} - {image["original_doc"]}
     rows = tables.membership(one["image_id"] for one in tables.images(ends).values())
     heads = sorted({one["image_id"] for one in rows.values() if one["is_canonical"]})
     if row["canonical_id"] not in heads:

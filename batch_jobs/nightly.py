@@ -26,9 +26,11 @@ import pyarrow.compute as pc
 
 from batch_jobs import catalogue, cluster_matches, embed_images, make_terms, select_matches
 from batch_jobs.changes import Changes, find_changes
+from batch_jobs.decisions import Decisions, read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
 from batch_jobs.nights import (
+    Known,
     Night,
     NightCounts,
     commit_night,
@@ -38,11 +40,11 @@ from batch_jobs.nights import (
     read_columns,
 )
 from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, model_of, operator_errors
-from batch_jobs.run_records import finish_record, remove_record
+from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import spark_session
 from batch_jobs.settings import RunSettings, digest
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, read_json
+from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from embed.errors import EmbedError
 from lsh.errors import LshError
 
@@ -79,6 +81,7 @@ class Plan:
     num_new: int
     num_touched: int
     num_removed: int
+    has_new_decisions: bool
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -143,9 +146,8 @@ class NightPipeline(Pipeline):
         super().__init__(settings, workspace, source, listener=listener, spark=spark, known=known, changes=changes)
         self.previous = previous
         self.options = options
-        self.num_waiting = changes.num_known
-        clustered = read_json(workspace.steps_folder / f"cluster-{previous.clusters}" / "commit.json")
-        self.has_new_decisions = clustered["inputs"]["decisions"] != self.decisions.digest
+        self.num_unopened = changes.num_known
+        self.has_new_decisions = has_new_decisions(workspace.folder, previous, self.decisions)
 
     def has_work(self, step: str) -> bool:
         """No step runs for images that do not exist; clusters change with any change, and with decisions about them."""
@@ -172,26 +174,22 @@ class NightPipeline(Pipeline):
             "keeps_missing": self.options.keeps_missing,
         }
 
-    def cluster(self) -> StepOutput:
-        """Update the clusters of the night before, or cut all of them anew."""
-        before = None if self.options.is_full else self.known
+    def clusters_before(self) -> Known | None:
+        return None if self.options.is_full else self.known
 
-        def write(folder: Path) -> Mapping[str, Any]:
-            return cluster_matches.cluster_matches(folder, whole=self.whole, decisions=self.decisions, before=before)
-
+    def cluster_inputs(self) -> dict[str, Any]:
         selected = self.outputs.get(select_matches.STEP)
-        inputs = {
+        return {
             "catalogue": self.outputs[catalogue.STEP].key,
             "select": selected.key if selected else None,
             "is_full": self.options.is_full,
             "decisions": self.decisions.digest,
         }
-        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
 
     def _check_rejects(self, num_rejected: int, num_images: int) -> None:
         # One broken upload among a million is no broken source, though it may be all that is new.
         if num_rejected:
-            super()._check_rejects(num_rejected, num_images + self.num_waiting)
+            super()._check_rejects(num_rejected, num_images + self.num_unopened)
 
 
 def plan_night(settings: RunSettings, options: NightOptions) -> Plan:
@@ -207,6 +205,8 @@ def plan_night(settings: RunSettings, options: NightOptions) -> Plan:
         num_new=changes.num_new,
         num_touched=changes.num_touched,
         num_removed=len(changes.gone_docs),
+        has_new_decisions=previous is not None
+        and has_new_decisions(settings.workspace, previous, read_decisions(settings.workspace)),
     )
 
 
@@ -235,24 +235,43 @@ def run_nightly(
         if previous is not None:
             _require_same(previous, shared, settings.workspace)
         changes = _changes(workspace.folder, source, previous, options)
-        with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
-            seconds = round(time.monotonic() - started, 3)
-            listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
-            common: dict[str, Any] = {"listener": listener, "spark": spark}
-            pipeline = (
-                Pipeline(settings, workspace, source, **common)
-                if previous is None
-                else NightPipeline(
-                    settings, workspace, source, previous=previous, changes=changes, options=options, **common
+        is_decided = previous is None or has_new_decisions(workspace.folder, previous, read_decisions(workspace.folder))
+        if previous is not None and changes.is_empty and not options.is_full and not is_decided:
+            results = _unchanged(previous, workspace)
+        else:
+            with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
+                seconds = round(time.monotonic() - started, 3)
+                listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
+                common: dict[str, Any] = {"listener": listener, "spark": spark}
+                pipeline = (
+                    Pipeline(settings, workspace, source, **common)
+                    if previous is None
+                    else NightPipeline(
+                        settings, workspace, source, previous=previous, changes=changes, options=options, **common
+                    )
                 )
-            )
-            pipeline.seconds["start"] = seconds
-            pipeline.begin("nightly")
-            run = pipeline.run()
-        results = _finish(run, workspace, previous, changes, shared)
+                pipeline.seconds["start"] = seconds
+                parent = previous.run_id if previous else None
+                pipeline.begin(NIGHTLY, parent=parent, options=asdict(options))
+                run = pipeline.run()
+            results = _finish(run, workspace, previous, changes, shared)
         if and_then is not None:
             and_then(results, workspace)
         return results
+
+
+def has_new_decisions(workspace: Path, night: Night, decisions: Decisions) -> bool:
+    """Whether people have decided about clusters since a night."""
+    return bool(_clustered(workspace, night)["inputs"].get("decisions") != decisions.digest)
+
+
+def _clustered(workspace: Path, night: Night) -> dict[str, Any]:
+    return read_json(workspace / "steps" / f"cluster-{night.clusters}" / "commit.json")
+
+
+def _unchanged(night: Night, workspace: Workspace) -> NightResults:
+    figures = _clustered(workspace.folder, night)["stats"]
+    return NightResults(night=night, is_new=False, figures=figures, rejects_by_reason={}, seconds={}, outputs={})
 
 
 def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
@@ -300,10 +319,7 @@ def _finish(
     if clustered is None:
         assert previous is not None  # noqa: S101 - a first night always has clusters
         remove_record(workspace, run.run_id)
-        figures = read_json(workspace.steps_folder / f"cluster-{previous.clusters}" / "commit.json")["stats"]
-        return NightResults(
-            night=previous, is_new=False, figures=figures, rejects_by_reason={}, seconds=run.seconds, outputs={}
-        )
+        return _unchanged(previous, workspace)
     night = Night(
         number=previous.number + 1 if previous else 1,
         previous=previous.night_id if previous else None,

@@ -187,6 +187,27 @@ def commit_night(workspace: Workspace, night: Night) -> None:
     write_json(folder / CURRENT, {"night_id": night.night_id})
 
 
+def restore_night(workspace: Workspace, night: Night) -> None:
+    """Make an earlier night the one that counts; the next night builds on it.
+
+    Raises WorkspaceError where one of its tables is gone.
+    """
+    require_whole(workspace.folder, night)
+    workspace.check_lease()
+    write_json(nights_folder(workspace.folder) / CURRENT, {"night_id": night.night_id})
+
+
+def require_whole(workspace: Path, night: Night) -> None:
+    """Raises WorkspaceError where a table of a night is gone."""
+    needed = [*(f"{step}-{key}" for step, keys in night.segments.items() for key in keys), f"cluster-{night.clusters}"]
+    for name in needed:
+        if not (workspace / "steps" / name).is_dir():
+            raise WorkspaceError(
+                f"{name} of night {night.night_id} is gone, so that night cannot count again; `neardup runs list` "
+                "shows the nights; those that are not collected are whole"
+            )
+
+
 def removed_contents(whole: Known) -> NDArray[np.int64]:
     """The docs of embedded contents that no live image has any more, ascending."""
     if not read_docs(whole.removed).size:

@@ -145,15 +145,20 @@ class Pipeline:
         }
         return digest(decides)[:KEY_LENGTH]
 
-    def begin(self, command: str = "dedup") -> None:
-        """Start the record of the run of a command, with paths that hold from any folder."""
+    def begin(
+        self, command: str = "dedup", *, parent: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Start the record of the run of a command and its options, with paths that hold from any folder.
+
+        `parent` is the run it builds on; the newest finished one without.
+        """
         settings = replace(
             self.settings,
             source=str(self.source.path),
             embedder=_wherever_workers_run(self.settings.embedder),
             uri_root=self.settings.uri_root and self.settings.uri_root.resolve(),
         )
-        parent = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
+        newest = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
         record = RunRecord(
             run_id=self.run_id,
             command=command,
@@ -165,7 +170,8 @@ class Pipeline:
             min_score=self.model.min_score,
             decisions_digest=self.decisions.digest,
             num_decisions=len(self.decisions.active),
-            parent=parent.run_id if parent else None,
+            parent=parent or (newest.run_id if newest else None),
+            options=options or {},
             started_at=now(),
         )
         begin_record(self.workspace, record)
@@ -284,7 +290,7 @@ class Pipeline:
                 num_partitions=self.known.num_parts or self.num_partitions,
             )
 
-        inputs = {"embed": embedded.key, "terms": self.terms.to_json()}
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part"}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def find_candidates(self) -> StepOutput:
@@ -339,13 +345,21 @@ class Pipeline:
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 
     def cluster(self) -> StepOutput:
-        selected = self.outputs[select_matches.STEP]
-
         def write(folder: Path) -> Mapping[str, Any]:
-            return cluster_matches.cluster_matches(folder, whole=self.whole, decisions=self.decisions)
+            return cluster_matches.cluster_matches(
+                folder, whole=self.whole, decisions=self.decisions, before=self.clusters_before()
+            )
 
-        inputs = {"select": selected.key, "decisions": self.decisions.digest}
-        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
+        return self.workspace.step(
+            cluster_matches.STEP, inputs=self.cluster_inputs(), write=write, tables=cluster_matches.TABLES
+        )
+
+    def clusters_before(self) -> Known | None:
+        """Whose clusters are updated; None cuts from scratch."""
+        return None
+
+    def cluster_inputs(self) -> dict[str, Any]:
+        return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]

@@ -1,7 +1,8 @@
 """Which runs and steps nobody needs any more, and their removal.
 
-Kept are the newest finished runs, runs that were stopped since and may be resumed, and runs that a generation of the
-index was made of; of steps, those that a kept run names and those that these were made of. The records of the last
+Kept are the newest finished runs, the night that counts, runs that were stopped since and may be resumed, and runs that
+a generation of the index was made of; of steps, those that a kept run names, those that these were made of, and the
+tables of all nights that a kept one builds on. The records of the last
 thirty finished runs stay without their tables, for drift.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from batch_jobs.build_index import generation_marker, index_folder
 from batch_jobs.errors import WorkspaceError
-from batch_jobs.nights import current_night, read_nights
+from batch_jobs.nights import Night, current_night, read_nights
 from batch_jobs.run_records import RECORD, RunRecord, list_records, record_path, remove_record
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from lsh.index.publishing import list_generations
@@ -45,11 +46,11 @@ def find_garbage(workspace: Workspace, *, keep: int) -> Garbage:
     records, damaged = list_records(workspace.folder)
     if damaged:
         raise WorkspaceError(f"{damaged[0].problem}; or remove its folder, then what is left is known to be needed")
-    kept = {record.run_id for record in _kept(workspace, records, keep)}
+    current = current_night(workspace.folder)
+    kept = {record.run_id for record in _kept(workspace, records, keep)} | ({current.run_id} if current else set())
     needed = {step.folder_name for record in records if record.run_id in kept for step in record.steps}
-    needed |= _of_nights(workspace.folder, kept)
     steps = sorted(path.name for path in workspace.steps_folder.glob("[!.]*"))
-    garbage = sorted(set(steps) - _with_inputs(workspace, needed, steps))
+    garbage = sorted(set(steps) - _with_inputs(workspace, needed, steps) - _of_nights(workspace.folder, current, kept))
     finished = [record.run_id for record in records if record.is_finished][:NUM_DRIFT_RUNS]
     others = [record.run_id for record in records if record.run_id not in kept]
     runs = tuple(run_id for run_id in others if run_id not in finished)
@@ -86,9 +87,8 @@ def _kept(workspace: Workspace, records: list[RunRecord], keep: int) -> Iterator
             yield record
 
 
-def _of_nights(workspace: Path, kept: set[str]) -> set[str]:
-    """The steps of the night that counts and of the nights of kept runs: their own, and all they build on."""
-    current = current_night(workspace)
+def _of_nights(workspace: Path, current: Night | None, kept: set[str]) -> set[str]:
+    """What makes up the night that counts and the nights of kept runs: their own tables, and those they build on."""
     nights = [night for night in read_nights(workspace) if night == current or night.run_id in kept]
     segments = {f"{step}-{key}" for night in nights for step, keys in night.segments.items() for key in keys}
     return segments | {f"cluster-{night.clusters}" for night in nights}

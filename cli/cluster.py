@@ -219,7 +219,9 @@ def _decide(tables: RunTables, decision: Decision, *, json_output: bool, dry_run
         click.echo(json.dumps({"dry_run": False, "decision": asdict(recorded)}))
         return
     click.echo(recorded.describe())
-    click.echo("it holds from the next run on; `neardup dedup` with the same settings only clusters again")
+    click.echo(
+        f"it holds from the next run on; `neardup {tables.record.command}` with the same settings only clusters again"
+    )
 
 
 def _changes(tables: RunTables, before: Decisions, after: Decisions) -> list[dict[str, list[str] | str]]:

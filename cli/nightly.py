@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from cli.options import pipeline_options
 from cli.progress import BarProgress, LineProgress, wants_bar
 
 if TYPE_CHECKING:
-    from batch_jobs.nightly import NightResults, Plan
+    from batch_jobs.nightly import NightOptions, NightResults, Plan
+    from batch_jobs.settings import RunSettings
     from batch_jobs.workspace import Workspace
 
 HELP = """\
@@ -93,8 +95,7 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> None:
-    from batch_jobs.nightly import NightOptions, index_night, plan_night, run_nightly
-    from batch_jobs.pipeline import SilentListener
+    from batch_jobs.nightly import NightOptions, index_night, plan_night
     from cli.options import run_settings
 
     settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, plan=plan, **options)
@@ -103,16 +104,13 @@ def command(
         planned = plan_night(settings, night_options)
         click.echo(json.dumps(planned.as_json()) if json_output else describe_plan(planned))
         return
-    bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None
-    listener = bar or (LineProgress() if verbose else SilentListener())
     generation: dict[str, str] = {}
 
     def index(_: NightResults, workspace: Workspace) -> None:
         if is_indexed or is_promoted:
             generation["generation_id"] = index_night(workspace, promotes=is_promoted)
 
-    with bar or nullcontext():
-        results = run_nightly(settings, night_options, listener=listener, and_then=index)
+    results = _run_night(settings, night_options, json_output=json_output, verbose=verbose, and_then=index)
     if json_output:
         click.echo(json.dumps({**results.as_json(), **generation}))
         return
@@ -120,6 +118,33 @@ def command(
     if generation:
         state = "current" if is_promoted else "built; `neardup index promote` makes it current"
         click.echo(f"{'index':<18}{generation['generation_id']}  {state}")
+
+
+def resume_night(settings: RunSettings, options: Mapping[str, Any], *, json_output: bool, verbose: bool) -> str:
+    """Run a stopped night again with the options of its record; returns the run of the night that counts then."""
+    from batch_jobs.nightly import NightOptions
+
+    night_options = NightOptions(**{**options, "only": tuple(options["only"])})
+    results = _run_night(settings, night_options, json_output=json_output, verbose=verbose)
+    click.echo(json.dumps(results.as_json()) if json_output else describe_night(results))
+    return results.night.run_id
+
+
+def _run_night(
+    settings: RunSettings,
+    options: NightOptions,
+    *,
+    json_output: bool,
+    verbose: bool,
+    and_then: Callable[[NightResults, Workspace], Any] | None = None,
+) -> NightResults:
+    from batch_jobs.nightly import run_nightly
+    from batch_jobs.pipeline import SilentListener
+
+    bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None
+    listener = bar or (LineProgress() if verbose else SilentListener())
+    with bar or nullcontext():
+        return run_nightly(settings, options, listener=listener, and_then=and_then)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -130,6 +155,7 @@ def describe_plan(plan: Plan) -> str:
         ("new", f"{plan.num_new:,}"),
         ("changed", f"{plan.num_touched:,}  at most: files written again, or to be redone"),
         ("removed", f"{plan.num_removed:,}"),
+        ("decisions by hand", "new ones to obey" if plan.has_new_decisions else "none since the night before"),
     ]
     return "\n".join(f"{label:<18}{value}" for label, value in rows)
 

@@ -313,6 +313,23 @@ def test_an_addition_removes_nothing(local: None, tmp_path: Path) -> None:
     assert live_pairs(workspace) == corpus.matching_pairs()
 
 
+def test_members_of_a_removed_canonical_are_led_by_one_of_them(local: None, tmp_path: Path) -> None:
+    """A new image that matches all of them joins the heir, though it would be the better canonical of a cut."""
+    corpus = Corpus(17)
+    center, spread = corpus.centers[0], np.eye(DIM)
+    for number, name in enumerate("abcd"):
+        row = center + 0.3 * np.linalg.norm(center) * spread[number]
+        corpus.rows[name] = (row / np.linalg.norm(row)).astype(np.float32)
+    workspace = tmp_path / "nights"
+    night_of(corpus, workspace)
+    (leader,) = set(canonicals(workspace).values())
+    del corpus.rows[leader]
+    corpus.rows["0"] = (center / np.linalg.norm(center)).astype(np.float32)
+    night_of(corpus, workspace)
+    (heir,) = set(canonicals(workspace).values())
+    assert heir in set("abcd") - {leader}
+
+
 def test_a_full_night_cuts_all_clusters_anew(local: None, tmp_path: Path) -> None:
     """`is_full` gives the clusters that one run over the same matches gives, docs in the order in which images came."""
     workspace = tmp_path / "nights"

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs import nightly
 from batch_jobs.errors import WorkspaceError
 from batch_jobs.nightly import NightOptions, NightResults, run_nightly
 from batch_jobs.nights import current_night, known_of, live_images, read_columns
@@ -115,9 +114,9 @@ NOISE = {"corrupt": 1}
 
 
 def test_a_table_that_grows_by_files_is_read_by_its_new_files(
-    spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path
 ) -> None:
-    """Images of a file that stays are known without reading it; those of a rewritten one are told by their bytes."""
+    """The images of a file that stays are known unread; those of a rewritten one are told by their bytes."""
     table, workspace = tmp_path / "table.parquet", tmp_path / "workspace"
     table.mkdir()
 
@@ -163,4 +162,6 @@ def test_another_embedder_is_refused(spark: SparkSession, tiny_embedder: str, ph
     create_embedder_dir(tmp_path / "other", architecture="vgg_copy", weights="seeded", size=32, seed=7)
     with pytest.raises(WorkspaceError, match=r"embedder: .*another --workspace"):
         night(folder, tmp_path / "workspace", str(tmp_path / "other"))
-    assert nightly.current_night(tmp_path / "workspace").number == 1  # type: ignore[union-attr]
+    found = current_night(tmp_path / "workspace")
+    assert found is not None
+    assert found.number == 1
