@@ -63,9 +63,9 @@ class StepRecord:
 class RunRecord:
     """One run. Times are ISO 8601 in UTC; `results` are the counts that `neardup dedup --json` prints, empty before.
 
-    `settings` are those of `RunSettings.to_json`, `options` what else the command was given. `parent` is the run that it
-    builds on or, where it builds on none, the newest finished one of the time; `seconds` the wall time of each stage of
-    the execution that finished the run.
+    `settings` are those of `RunSettings.to_json`, `options` what else the command was given. `parent` is the run that
+    it builds on or, where it builds on none, the newest finished one of the time; `seconds` the wall time of each stage
+    of the execution that finished the run.
     """
 
     run_id: str
@@ -243,7 +243,7 @@ def undone_runs(workspace: Path, records: Iterable[RunRecord]) -> set[str]:
     nights = {one.results["night_id"]: one for one in records if one.command == NIGHTLY and "night_id" in one.results}
     counting, number, previous = {current.night_id}, current.number, current.previous
     # Where garbage collection has taken a record the nights before it are not known, and are left alone.
-    while previous in nights:
+    while previous is not None and previous in nights:
         counting.add(previous)
         number, previous = nights[previous].results["number"], nights[previous].results["previous"]
     return {
