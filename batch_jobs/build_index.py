@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from batch_jobs.cluster_matches import Contents, contents_of
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import embedding_rows
-from batch_jobs.nights import Known, Night, current_night, known_of, live_images, read_docs
+from batch_jobs.nights import Known, Night, current_night, known_of, live_images, night_of_run, read_docs
+from batch_jobs.run_records import find_record, list_records, record_path
 from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
 from embed.pair_scoring import read_pair_scorer, scorer_files
@@ -74,14 +75,15 @@ def build_index(
     workspace: Workspace,
     *,
     min_score: float | None = None,
+    run_id: str | None = None,
     num_tables: int = NUM_TABLES,
     probes_per_table: int = PROBES_PER_TABLE,
 ) -> Manifest:
-    """Write, verify and publish a generation of the current night or the newest clusters, or of those of `min_score`.
+    """Write, verify and publish a generation: of the current night or the newest clusters, of `min_score`, or of a run.
 
     The workspace is open, so no run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
     """
-    run = find_run(workspace, min_score=min_score)
+    run = find_run(workspace, min_score=min_score, run_id=run_id)
     try:
         images = live_images(run.whole, ["doc", "original_doc", "image_id"])
         num_docs = len(images)
@@ -94,17 +96,42 @@ def build_index(
             scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
         )
         with new_generation(index_folder(workspace.folder)) as folder:
-            return write_generation(folder, run, images, spec)
+            manifest = write_generation(folder, run, images, spec)
+        _remember(workspace, run, manifest.generation_id)
+        return manifest
     except OSError as error:
         raise workspace_error(workspace.folder, error) from error
 
 
-def find_run(workspace: Workspace, *, min_score: float | None) -> IndexedRun:
-    """The tables of the current night; without one (of this `min_score`), those behind the newest `cluster` step."""
-    night = current_night(workspace.folder)
+def _remember(workspace: Workspace, run: IndexedRun, generation_id: str) -> None:
+    """Mark the run that a generation was made of, which is then not removed while the generation is there."""
+    for record in list_records(workspace.folder)[0]:
+        clustered = record.step("cluster")
+        if clustered is not None and clustered.folder_name == run.clusters.parent.name:
+            generation_marker(workspace.folder, record.run_id, generation_id).touch()
+
+
+def generation_marker(workspace: Path, run_id: str, generation_id: str) -> Path:
+    """The empty file that says that a generation was made of a run."""
+    return record_path(workspace, run_id).with_name(f"generation-{generation_id}")
+
+
+def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | None = None) -> IndexedRun:
+    """The tables of the current night, or of the run `run_id`.
+
+    Without nights (of this `min_score`) those behind the newest committed `cluster` step, found by way of each step's
+    inputs. Raises WorkspaceError where there is none, or its tables are gone.
+    """
+    night = current_night(workspace.folder) if run_id is None else night_of_run(workspace.folder, run_id)
     if night is not None and min_score in (None, night.settings["min_score"]):
         return _night_run(workspace, night)
-    committed = sorted(workspace.steps_folder.glob("cluster-*/commit.json"), key=lambda path: path.stat().st_mtime_ns)
+    if run_id is None:
+        committed = sorted(
+            workspace.steps_folder.glob("cluster-*/commit.json"), key=lambda path: path.stat().st_mtime_ns
+        )
+    else:
+        clusters = find_record(workspace.folder, run_id).table(workspace.folder, "cluster", "clusters")
+        committed = [clusters.parent / "commit.json"]
     for commit in reversed(committed):
         clustered = _step_inputs(commit)
         if IN_NIGHTS_ONLY in clustered:
@@ -209,11 +236,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make an index generation of a workspace's newest clusters.")
     parser.add_argument("--workspace", required=True, type=Path)
     parser.add_argument("--min-score", type=float, help="index the run of this threshold; the newest by default")
+    parser.add_argument("--run", dest="run_id", help="index this run; the newest by default")
     parser.add_argument("--promote", action="store_true", help="make the new generation the current one")
     arguments = parser.parse_args()
     try:
-        with Workspace(arguments.workspace) as workspace:
-            manifest = build_index(workspace, min_score=arguments.min_score)
+        with Workspace(arguments.workspace, what="an index build") as workspace:
+            manifest = build_index(workspace, min_score=arguments.min_score, run_id=arguments.run_id)
             if arguments.promote:
                 promote(index_folder(workspace.folder), manifest.generation_id)
     except (BatchError, LshError) as error:

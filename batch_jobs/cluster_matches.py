@@ -1,8 +1,9 @@
 """Step 6, cluster: matches become clusters around canonical images.
 
 The greedy k-cut runs on the driver over packed arrays, about 40 bytes an edge and 100 an image, without Spark.
-Byte-identical copies were embedded once; here they join the cluster of their original with its score. A night updates
-the clusters of the night before instead of cutting anew.
+Byte-identical copies were embedded once; here they join the cluster of their original with its score. What people have
+decided about clusters (`decisions`) holds whatever the scores say. A night updates the clusters of the night before
+instead of cutting anew.
 
 Images are numbered by their rows here: `0..n-1` in the order of their docs, so that docs that are gone cost nothing.
 """
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.decisions import Decisions, apply_decisions
 from batch_jobs.nights import Known, live_images, read_columns, read_docs
 from batch_jobs.session import write_arrow
 from lsh.clusters import greedy_cut, updated_cut
@@ -61,7 +63,9 @@ class Contents:
         return np.where(self.docs[places] == docs, self.rows[places], -1)
 
 
-def cluster_matches(folder: Path, *, whole: Known, before: Known | None = None) -> Mapping[str, Any]:
+def cluster_matches(
+    folder: Path, *, whole: Known, decisions: Decisions, before: Known | None = None
+) -> Mapping[str, Any]:
     """Write `clusters`, largest first, the canonical first in each, and `assignments`; returns the summary's counts.
 
     `whole` are the tables that hold everything, this night's own included; `before` is what was there when the night
@@ -72,12 +76,21 @@ def cluster_matches(folder: Path, *, whole: Known, before: Known | None = None) 
     is_embedded = np.isin(content_docs, read_docs(whole.embeddings))
     contents, original_rows = contents_of(content_docs, is_embedded)
     lefts, rights, scores = _live_matches(whole.edges, contents)
-    members = cluster_docs(
+    pixels = _numbers(images["width"]) * _numbers(images["height"])
+    decided = apply_decisions(
         lefts=lefts,
         rights=rights,
         scores=scores,
         original_docs=original_rows,
-        pixels=_numbers(images["width"]) * _numbers(images["height"]),
+        pixels=pixels,
+        decided=decisions.on_docs(images["image_id"], is_embedded),
+    )
+    members = cluster_docs(
+        lefts=decided.lefts,
+        rights=decided.rights,
+        scores=decided.scores,
+        original_docs=decided.original_docs,
+        pixels=pixels,
         before=_before(before, contents, len(images)) if before is not None else None,
     )
     write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
@@ -88,6 +101,9 @@ def cluster_matches(folder: Path, *, whole: Known, before: Known | None = None) 
         "num_duplicates": int((~is_canonical).sum()),
         "num_exact_copies": int((original_rows != np.arange(len(images))).sum()),
         "reclaimable_bytes": int(_numbers(images["size_bytes"])[members.docs[~is_canonical]].sum()),
+        "num_decisions": len(decisions.active),
+        "num_dropped_edges": decided.num_dropped,
+        "num_overruled_merges": decided.num_overruled,
     }
 
 
@@ -145,7 +161,10 @@ def cluster_docs(
     if before is None:
         cut = greedy_cut(num_docs, lefts, rights, scores, rank)
     else:
-        cut = updated_cut(num_docs, lefts, rights, scores, rank, before=before.canonical_rows, is_new=before.is_new)
+        # A canonical that was merged by hand is where its merge is.
+        rows = before.canonical_rows
+        canonical_rows = np.where(rows >= 0, original_docs[rows], rows)
+        cut = updated_cut(num_docs, lefts, rights, scores, rank, before=canonical_rows, is_new=before.is_new)
     canonical_docs = cut.canonical[original_docs]
     member_scores = cut.score[original_docs]
     sizes = np.bincount(canonical_docs, minlength=num_docs)

@@ -6,7 +6,7 @@ builds the network once and keeps it. An image that cannot be decoded becomes a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ from pyspark.sql import functions as f
 from batch_jobs import schemas
 from batch_jobs.catalogue import arriving_rows, image_bytes, list_images
 from batch_jobs.changes import Changes
+from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
 from batch_jobs.session import ROWS_PER_GROUP, write_arrow, write_table
 from batch_jobs.sources import Source, SourceKind, read_embeddings
@@ -52,16 +53,21 @@ class EmbedTask:
 
 
 def embed_images(
-    spark: SparkSession, folder: Path, *, source: Source, catalogue: str, task: EmbedTask, num_tasks: int
+    spark: SparkSession,
+    folder: Path,
+    *,
+    source: Source,
+    catalogue: str,
+    task: EmbedTask,
+    resources: EmbedResources,
+    num_tasks: int,
 ) -> Mapping[str, Any]:
     """Write `embeddings` and `rejects` of the catalogue's distinct images."""
-    embedded = (
-        _distinct_images(spark, source, catalogue)
-        .repartitionByRange(num_tasks, "doc")
-        .sortWithinPartitions("doc")
-        .mapInArrow(partial(embed_batches, task=task), schemas.EMBEDDED)
-        .persist()
-    )
+    images = _distinct_images(spark, source, catalogue).repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
+    with own_workers(spark, resources):
+        embedded = images.mapInArrow(
+            partial(embed_batches, task=task), schemas.EMBEDDED, profile=resources.profile
+        ).persist()
     try:
         found = embedded.where("embedding IS NOT NULL").select(*schemas.columns(schemas.EMBEDDINGS))
         write_table(found, folder / "embeddings")
@@ -102,6 +108,7 @@ def _distinct_images(spark: SparkSession, source: Source, catalogue: str) -> Dat
 
 def embed_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Iterator[pa.RecordBatch]:
     """Rows of images to `EMBEDDED` rows, in order."""
+    use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
     with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
         for batch in batches:
@@ -127,12 +134,17 @@ def decode_square(place: str | bytes | None, *, task: EmbedTask, size: int) -> D
         return rejected
 
 
-def _embedded_rows(batch: pa.RecordBatch, decoded: Iterable[Decoded], embedder: Embedder) -> pa.RecordBatch:
-    decoded = list(decoded)
+def embed_decoded(decoded: Sequence[Decoded], embedder: Embedder) -> list[NDArray[np.float32] | ImageRejected]:
+    """A `(dim,)` little-endian float32 unit row for each square, rejects as they are."""
     squares = [square for square in decoded if not isinstance(square, ImageRejected)]
     rows = iter(embedder.embed(np.stack(squares)).astype("<f4") if squares else ())
-    embeddings = [None if isinstance(square, ImageRejected) else next(rows).tobytes() for square in decoded]
-    rejects = [square if isinstance(square, ImageRejected) else None for square in decoded]
+    return [square if isinstance(square, ImageRejected) else next(rows) for square in decoded]
+
+
+def _embedded_rows(batch: pa.RecordBatch, decoded: Sequence[Decoded], embedder: Embedder) -> pa.RecordBatch:
+    results = embed_decoded(decoded, embedder)
+    embeddings = [None if isinstance(result, ImageRejected) else result.tobytes() for result in results]
+    rejects = [result if isinstance(result, ImageRejected) else None for result in results]
     return pa.RecordBatch.from_arrays(
         [
             batch["doc"],

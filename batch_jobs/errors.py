@@ -3,6 +3,9 @@
 BatchError
 ├── SourceError        a source that is missing, empty, unreadable or not of a known kind
 ├── WorkspaceError     a workspace that is in use, damaged, full or made with another embedder or other parameters
+│   ├── LeaseHeldError     another process holds the lease
+│   └── LeaseLostError     another process has taken the lease over
+├── DecisionError      a decision by hand that contradicts an earlier one, or names images that are not there
 ├── RejectedError      too many images of the source could not be read
 └── SessionError       Spark could not be started
 """
@@ -20,6 +23,18 @@ class SourceError(BatchError):
 
 class WorkspaceError(BatchError):
     """The workspace is in use, damaged, full, or was made with another embedder or other parameters."""
+
+
+class LeaseHeldError(WorkspaceError):
+    """Another process holds the lease; the message says who."""
+
+
+class LeaseLostError(WorkspaceError):
+    """Another process has taken the lease over, because it was not renewed in time; the message says who."""
+
+
+class DecisionError(BatchError):
+    """A decision by hand contradicts an earlier one, or names images that are not there."""
 
 
 class RejectedError(BatchError):

@@ -47,6 +47,28 @@ def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
     }
 
 
+def run_counts(run: Run) -> dict[str, Any]:
+    """What a finished run has counted, for its record and its summary.
+
+    `images` counts every file seen, `exact_copies` those with the bytes of an earlier one.
+    """
+    rejects = count_rejects(run)
+    counts = run.steps[cluster_matches.STEP].stats
+    return {
+        "images": run.num_images,
+        "rejected": sum(rejects.values()),
+        "rejects_by_reason": rejects,
+        "exact_copies": counts["num_exact_copies"],
+        "clusters": counts["num_clusters"],
+        "duplicates": counts["num_duplicates"],
+        "reclaimable_bytes": counts["reclaimable_bytes"],
+        "candidates": run.steps[select_matches.STEP].stats["num_distinct_pairs"],
+        "min_score": run.model.min_score,
+        "embedder_digest": run.model.digest,
+        "run_id": run.run_id,
+    }
+
+
 def run_folder(run: Run, workspace: Workspace) -> Path:
     return workspace.runs_folder / run.run_id
 

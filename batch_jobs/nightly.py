@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from batch_jobs import catalogue, cluster_matches, embed_images, make_terms, select_matches
 from batch_jobs.changes import Changes, find_changes
+from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
 from batch_jobs.nights import (
@@ -39,16 +40,18 @@ from batch_jobs.nights import (
     read_columns,
 )
 from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, model_of, operator_errors
+from batch_jobs.run_records import finish_record, remove_record
 from batch_jobs.session import spark_session
 from batch_jobs.settings import RunSettings
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import Workspace, read_json, write_json
+from batch_jobs.workspace import Workspace, read_json
 from embed.errors import EmbedError
 from lsh.errors import LshError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+COMMAND = "nightly"
 CHANGING_TABLES = ("catalogue", "removed", "rewritten")
 SEGMENTED_STEPS = (catalogue.STEP, embed_images.STEP, make_terms.STEP, select_matches.STEP)
 
@@ -99,7 +102,7 @@ class NightResults:
     outputs: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """What `run.json` holds and `--json` prints."""
+        """What `--json` prints, and `run.json` keeps as results."""
         night = self.night
         return {
             "run_id": night.run_id,
@@ -153,7 +156,8 @@ class NightPipeline(Pipeline):
         if step == embed_images.STEP:
             return catalogued.num_rows["catalogue"] > 0
         if step == cluster_matches.STEP:
-            return self.options.is_full or any(catalogued.num_rows[name] for name in CHANGING_TABLES)
+            is_decided_anew = self.decisions.digest != self.previous.decisions
+            return self.options.is_full or is_decided_anew or any(catalogued.num_rows[one] for one in CHANGING_TABLES)
         embedded = self.outputs.get(embed_images.STEP)
         return embedded is not None and embedded.num_rows["embeddings"] > 0
 
@@ -162,6 +166,7 @@ class NightPipeline(Pipeline):
             "previous": self.previous.night_id,
             "only": sorted(self.options.only),
             "keeps_missing": self.options.keeps_missing,
+            "is_full": self.options.is_full,
         }
 
     def clusters_before(self) -> Known | None:
@@ -172,6 +177,7 @@ class NightPipeline(Pipeline):
         return {
             "catalogue": self.outputs[catalogue.STEP].key,
             "select": selected.key if selected else None,
+            "decisions": self.decisions.digest,
             "is_full": self.options.is_full,
         }
 
@@ -210,16 +216,17 @@ def run_nightly(
     """
     listener = listener or SilentListener()
     source = open_source(settings.source, uri_root=settings.uri_root)
-    with Workspace(settings.workspace) as workspace, operator_errors(settings.workspace):
+    with (
+        Workspace(settings.workspace, what=f"a night of {settings.source}") as workspace,
+        operator_errors(settings.workspace),
+    ):
         started = time.monotonic()
         listener.stage_started("start")
         previous = current_night(workspace.folder)
-        model = model_of(source, settings)
-        shared = night_settings(settings, model)
         if previous is not None:
-            _require_same(previous, shared, settings.workspace)
+            _require_same(previous, night_settings(settings, model_of(source, settings)), settings.workspace)
         changes = _changes(workspace.folder, source, previous, options)
-        if previous is not None and changes.is_empty and not options.is_full:
+        if previous is not None and _is_up_to_date(previous, workspace, changes, options):
             results = _unchanged(previous, workspace)
         else:
             with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
@@ -234,11 +241,18 @@ def run_nightly(
                     )
                 )
                 pipeline.seconds["start"] = seconds
+                pipeline.command = COMMAND
+                pipeline.begin()
                 run = pipeline.run()
-            results = _finish(run, workspace, previous, changes, shared)
+            results = _finish(pipeline, run, previous, changes)
         if and_then is not None:
             and_then(results, workspace)
         return results
+
+
+def _is_up_to_date(night: Night, workspace: Workspace, changes: Changes, options: NightOptions) -> bool:
+    is_decided = night.decisions == read_decisions(workspace.folder).digest
+    return changes.is_empty and is_decided and not options.is_full
 
 
 def _unchanged(night: Night, workspace: Workspace) -> NightResults:
@@ -283,20 +297,21 @@ def _changes(workspace: Path, source: Source, previous: Night | None, options: N
     return find_changes(list_source(source), images, only=options.only, keeps_missing=options.keeps_missing)
 
 
-def _finish(
-    run: Run, workspace: Workspace, previous: Night | None, changes: Changes, shared: Mapping[str, Any]
-) -> NightResults:
+def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Changes) -> NightResults:
     """Hand the night to people, then commit it: what counts has always been handed over whole."""
+    workspace = pipeline.workspace
     clustered = run.steps.get(cluster_matches.STEP)
     if clustered is None:
         assert previous is not None  # noqa: S101 - a first night always has clusters
+        remove_record(workspace, run.run_id)
         return _unchanged(previous, workspace)
     night = Night(
         number=previous.number + 1 if previous else 1,
         previous=previous.night_id if previous else None,
         run_id=run.run_id,
         source=run.settings.source,
-        settings=shared,
+        settings=night_settings(run.settings, run.model),
+        decisions=pipeline.decisions.digest,
         num_parts=previous.num_parts if previous else run.steps[make_terms.STEP].stats["num_parts"],
         next_doc=(previous.next_doc if previous else 0) + run.num_catalogued,
         segments=_segments(previous, run),
@@ -315,7 +330,7 @@ def _finish(
         seconds=run.seconds,
         outputs=outputs,
     )
-    write_json(Path(outputs["run"]), results.as_json())
+    finish_record(workspace, run.run_id, seconds=run.seconds, results=results.as_json())
     commit_night(workspace, night)
     return results
 

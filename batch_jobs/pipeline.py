@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.changes import Changes
+from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
+from batch_jobs.gpus import embed_resources
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
-from batch_jobs.session import default_parallelism, num_cores, spark_session, watched
+from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
+from batch_jobs.session import default_parallelism, spark_session, watched
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
@@ -116,10 +119,57 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self.model = model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
+        self.command = "dedup"
         self.known = known
         self.changes = changes
+        self.decisions = read_decisions(workspace.folder)
         identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
         workspace.claim(identity)
+
+    @property
+    def run_id(self) -> str:
+        """The digest of all that decides the result, known before anything has run."""
+        decides = {
+            "kind": self.source.kind,
+            "fingerprint": self.source.fingerprint,
+            "limits": as_json(self.settings.limits),
+            "embedder": self.model.digest,
+            "dtype": self.settings.dtype,
+            "terms": self.terms.to_json(),
+            "candidates": asdict(self.settings.candidates),
+            "scorer": self.model.scorer_digest,
+            "min_score": self.model.min_score,
+            "min_shared_terms": self.settings.min_shared_terms,
+            "verified": self.settings.verified,
+            "decisions": self.decisions.digest,
+            **self.night_inputs(),
+        }
+        return digest(decides)[:KEY_LENGTH]
+
+    def begin(self) -> None:
+        """Start the run's record, with paths that hold from any folder."""
+        settings = replace(
+            self.settings,
+            source=str(self.source.path),
+            embedder=_wherever_workers_run(self.settings.embedder),
+            uri_root=self.settings.uri_root and self.settings.uri_root.resolve(),
+        )
+        parent = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
+        record = RunRecord(
+            run_id=self.run_id,
+            command=self.command,
+            source=settings.source,
+            fingerprint=self.source.fingerprint,
+            settings=settings.to_json(),
+            embedder_digest=self.model.digest,
+            scorer_digest=self.model.scorer_digest,
+            min_score=self.model.min_score,
+            decisions_digest=self.decisions.digest,
+            num_decisions=len(self.decisions.active),
+            parent=parent.run_id if parent else None,
+            started_at=now(),
+        )
+        begin_record(self.workspace, record)
 
     @property
     def num_partitions(self) -> int:
@@ -144,7 +194,7 @@ class Pipeline:
             if self.has_work(step):
                 self._stage(step, actions[step])
         return Run(
-            run_id=digest([output.key for output in self.outputs.values()])[:KEY_LENGTH],
+            run_id=self.run_id,
             source=self.source,
             settings=self.settings,
             model=self.model,
@@ -193,7 +243,7 @@ class Pipeline:
 
     def embed(self) -> StepOutput:
         catalogued = self.outputs[catalogue.STEP]
-        num_cores_a_task = max(1, num_cores() // default_parallelism(self.spark))
+        resources = embed_resources(self.spark)
 
         def write(folder: Path) -> Mapping[str, Any]:
             if self.source.kind is SourceKind.EMBEDDINGS:
@@ -203,7 +253,7 @@ class Pipeline:
             task = embed_images.EmbedTask(
                 embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
-                num_threads=num_cores_a_task,
+                num_threads=resources.num_cores,
                 root=str(self.source.root),
                 limits=self.settings.limits,
             )
@@ -213,6 +263,7 @@ class Pipeline:
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
                 task=task,
+                resources=resources,
                 num_tasks=max(self.num_partitions, -(-catalogued.num_rows["catalogue"] // IMAGES_PER_TASK)),
             )
 
@@ -290,7 +341,9 @@ class Pipeline:
 
     def cluster(self) -> StepOutput:
         def write(folder: Path) -> Mapping[str, Any]:
-            return cluster_matches.cluster_matches(folder, whole=self.whole, before=self.clusters_before())
+            return cluster_matches.cluster_matches(
+                folder, whole=self.whole, decisions=self.decisions, before=self.clusters_before()
+            )
 
         return self.workspace.step(
             cluster_matches.STEP, inputs=self.cluster_inputs(), write=write, tables=cluster_matches.TABLES
@@ -301,7 +354,7 @@ class Pipeline:
         return None
 
     def cluster_inputs(self) -> dict[str, Any]:
-        return {"select": self.outputs[select_matches.STEP].key}
+        return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
@@ -346,13 +399,18 @@ def run_pipeline(
     """Run `settings` in its workspace; `and_then` gets the finished run while the workspace is still locked."""
     listener = listener or SilentListener()
     source = open_source(settings.source, uri_root=settings.uri_root)
-    with Workspace(settings.workspace) as workspace, operator_errors(settings.workspace):
+    with (
+        Workspace(settings.workspace, what=f"a run of {settings.source}") as workspace,
+        operator_errors(settings.workspace),
+    ):
         started = time.monotonic()
         listener.stage_started("start")
         with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
             pipeline = Pipeline(settings, workspace, source, listener=listener, spark=spark)
             pipeline.seconds["start"] = round(time.monotonic() - started, 3)
             listener.stage_finished("start", seconds=pipeline.seconds["start"], reused=False, num_images=0)
+            if until == STEPS[-1]:
+                pipeline.begin()
             run = pipeline.run(until=until)
         if and_then is not None:
             and_then(run, workspace)

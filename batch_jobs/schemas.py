@@ -68,6 +68,12 @@ CLUSTERS = "image_id string, canonical_id string, score float, is_canonical bool
 ASSIGNMENTS = "doc long, canonical_doc long"
 """The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
 
+OUTCOMES = (
+    "image_id string, outcome string, canonical_id string, score float, reason string, detail string, "
+    "uploaded_at timestamp"
+)
+"""One row per image of a stream; `outcome` is `new`, `duplicate` or `rejected`."""
+
 
 def columns(schema: str) -> list[str]:
     """The column names of a schema.
@@ -94,4 +100,5 @@ _ARROW_TYPES = {
     "int": pa.int32(),
     "long": pa.int64(),
     "float": pa.float32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
 }

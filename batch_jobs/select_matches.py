@@ -126,7 +126,10 @@ def term_overlap(shared_terms: NDArray[np.uint32], *, num_tables: int) -> NDArra
 def _scored(
     pairs: NDArray[np.uint64], *, codes: tuple[str, ...], selection: Selection, docs_per_range: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and scores of pairs whose left docs share one range, reading one range of right docs at a time."""
+    """Cosines and scores of pairs whose left docs share one range, reading one range of right docs at a time.
+
+    Pairs too far apart to match are not looked at beyond their cosine.
+    """
     similarities, scores = np.empty(len(pairs), np.float32), np.empty(len(pairs), np.float32)
     if not len(pairs):
         return similarities, scores
@@ -134,7 +137,7 @@ def _scored(
     right_ranges = (pairs[:, 1] // np.uint64(docs_per_range)).astype(np.int64)
     left_range = int(pairs[0, 0]) // docs_per_range
     left_docs, left_codes = read_codes(codes, left_range, dim=dim, docs_per_range=docs_per_range)
-    left_projected = scorer.project(left_codes)
+    lowest = scorer.lowest_similarity(selection.min_score)
     for right_range in np.unique(right_ranges):
         rows = np.flatnonzero(right_ranges == right_range)
         right_docs, right_codes = (
@@ -144,8 +147,8 @@ def _scored(
         )
         left_rows, right_rows = np.searchsorted(left_docs, pairs[rows, 0]), np.searchsorted(right_docs, pairs[rows, 1])
         similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows)
-        scores[rows] = scorer.scores(
-            similarities[rows], left_projected, scorer.project(right_codes), left_rows, right_rows
+        scores[rows] = scorer.scores_above(
+            similarities[rows], left_codes, right_codes, left_rows, right_rows, lowest_similarity=lowest
         )
     return similarities, scores
 

@@ -1,4 +1,4 @@
-"""The Spark session: the one `spark-submit` made, or a local one that needs nothing but Java.
+"""The Spark session: the one `spark-submit` made, or one of our own, local unless a cluster's master is given.
 
 Spark's own chatter goes to `spark.log` in the workspace, so an operator's terminal shows only what we say.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 MIN_JAVA = 17
 POLL_S = 0.25
 ROWS_PER_GROUP = 16_384
+LOCAL_MASTER = "local[*]"
+ROWS_PER_ARROW_BATCH = 2048
+BYTES_PER_ARROW_BATCH = 64 << 20
+"""What Spark hands a Python worker at once, at most."""
 
 
 def num_cores() -> int:
@@ -63,24 +68,14 @@ def _start(master: str | None, log: Path) -> SparkSession:
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         _require_java()
-        # `spark-submit` decides these; on one machine the workers run what the driver runs.
+        # `spark-submit` decides these; where it did not run the workers run what the driver runs.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        builder = (
-            builder.master(master or "local[*]")
-            .config("spark.driver.host", "127.0.0.1")
-            .config("spark.driver.bindAddress", "127.0.0.1")
-            .config("spark.driver.memory", "2g")
-            # The JVM only moves blobs; compiling its code well would cost more time than it saves.
-            .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
-            .config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.sql.warehouse.dir", str(log.parent / ".spark-warehouse"))
-            .config("spark.local.dir", str(log.parent / ".spark"))
-        )
+        builder = builder.config(map=own_settings(master or LOCAL_MASTER, log))
     builder = (
         builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "2048")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_ARROW_BATCH))
+        .config("spark.sql.execution.arrow.maxBytesPerBatch", str(BYTES_PER_ARROW_BATCH))
         # The pipeline sizes its own partitions; merging small ones would leave cores idle.
         .config("spark.sql.adaptive.enabled", "false")
         .config("spark.python.worker.reuse", "true")
@@ -96,6 +91,38 @@ def _start(master: str | None, log: Path) -> SparkSession:
     if not submitted:
         spark.sparkContext.setLogLevel("ERROR")
     return spark
+
+
+def runs_locally(master: str) -> bool:
+    """Whether a master runs every task inside the driver's own process.
+
+    >>> runs_locally("local[4]"), runs_locally("spark://host:7077")
+    (True, False)
+    """
+    return re.fullmatch(r"local(\[[^]]*\])?", master) is not None
+
+
+def own_settings(master: str, log: Path) -> dict[str, str]:
+    """What `spark-submit` would have been told: a small driver, and executors that any machine of a cluster can run."""
+    settings = {
+        "spark.master": master,
+        "spark.driver.memory": "2g",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.warehouse.dir": str(log.parent / ".spark-warehouse"),
+    }
+    if not runs_locally(master):
+        from batch_jobs.memory import executor_settings
+
+        return {**settings, **executor_settings(num_cores=1)}
+    return {
+        **settings,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        # The JVM only moves blobs; compiling its code well would cost more time than it saves.
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.local.dir": str(log.parent / ".spark"),
+    }
 
 
 def _require_java() -> None:
@@ -145,6 +172,14 @@ def _interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+def cores_per_task(spark: SparkSession) -> int:
+    """Cores that a task may keep busy: its share of this machine, or what the cluster gives it."""
+    context = spark.sparkContext
+    if runs_locally(context.master):
+        return max(1, num_cores() // default_parallelism(spark))
+    return int(context.getConf().get("spark.task.cpus", "1"))
 
 
 def default_parallelism(spark: SparkSession) -> int:

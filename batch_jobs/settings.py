@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ class RunSettings:
 
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
     the embeddings. `num_partitions` None means: from the number of cores. Where
-    `verified` is False no codes are compared: candidates of `min_shared_terms` are matches.
+    `verified` is False no codes are compared: candidates of `min_shared_terms` are matches. `prediction` is what the
+    plan of `neardup tune` foretold, kept to be held against the outcome.
     """
 
     source: str
@@ -37,6 +39,7 @@ class RunSettings:
     candidates: CandidateParams = field(default_factory=CandidateParams)
     master: str | None = None
     num_partitions: int | None = None
+    prediction: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.min_score is not None and not -1.0 <= self.min_score <= 1.0:
@@ -47,6 +50,24 @@ class RunSettings:
             raise BatchError(f"max_reject_ratio={self.max_reject_ratio} is out of range 0..1")
         if self.num_partitions is not None and not 1 <= self.num_partitions <= 100_000:
             raise BatchError(f"num_partitions={self.num_partitions} is out of range 1..100000")
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name, as JSON types; `from_json` is its inverse."""
+        return as_json(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunSettings:
+        """The settings that `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            **{
+                **value,
+                "workspace": Path(value["workspace"]),
+                "uri_root": None if value["uri_root"] is None else Path(value["uri_root"]),
+                "limits": ImageLimits(**value["limits"]),
+                "terms": TermParams.from_json(value["terms"]),
+                "candidates": CandidateParams(**value["candidates"]),
+            }
+        )
 
 
 def digest(value: Any) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from batch_jobs.cluster_matches import STEP as LAST_STEP
 from batch_jobs.errors import BatchError
-from batch_jobs.exports import export_run
+from batch_jobs.exports import export_run, run_counts
 from batch_jobs.pipeline import Run, run_pipeline
+from batch_jobs.run_records import finish_record
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
 from embed.errors import EmbedError
@@ -39,6 +40,9 @@ def main(*, until: str = LAST_STEP) -> None:
     def finish(run: Run, workspace: Workspace) -> None:
         if until == LAST_STEP:
             outputs.update(export_run(run, workspace))
+            finish_record(
+                workspace, run.run_id, seconds=run.seconds, results={**run_counts(run), "outputs": dict(outputs)}
+            )
         else:
             outputs.update({name: run.steps[until].table(name) for name in run.steps[until].num_rows})
 

@@ -4,6 +4,8 @@
       workspace.json              what all runs here share: the embedder's digest and the LSH parameters
       steps/<step>-<key>/         one committed step: Parquet tables and commit.json
       runs/<run>/                 what one run hands to people: clusters.csv, clusters.jsonl, report.html, run.json
+      decisions.jsonl             what people have decided about clusters
+      .leases/run/                who may write here, and until when
       spark.log                   the log of Spark and its workers
 
 A step's key is the digest of its parameters and of the keys of the steps it reads, so a committed step is found again
@@ -14,7 +16,6 @@ name that starts with a dot, checked, and renamed; a folder without that dot is 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq
 
-from batch_jobs.errors import WorkspaceError
+from batch_jobs.errors import LeaseHeldError, LeaseLostError, WorkspaceError
+from batch_jobs.lease import Lease
 from batch_jobs.settings import canonical_json, digest
 
 FORMAT_VERSION = 1
@@ -52,33 +54,42 @@ class StepOutput:
 
 
 class Workspace:
-    """An open, locked workspace. Use it as a context manager; a second one on the same folder is refused."""
+    """An open workspace, held by a lease. Use it as a context manager; a second one on the same folder is refused.
 
-    def __init__(self, folder: Path) -> None:
+    `what` tells others who are refused what is going on; `on_step` is told of each step once it is committed.
+    """
+
+    def __init__(self, folder: Path, *, what: str = "a run") -> None:
         self.folder = folder
-        self._lock: IO[str] | None = None
+        self.on_step: Callable[[StepOutput], None] = lambda _: None
+        self.lease = Lease(lease_folder(folder), what, lock=folder / ".lock")
 
     def __enter__(self) -> Workspace:
         try:
             self.steps_folder.mkdir(parents=True, exist_ok=True)
             self.runs_folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / ".lock").open("a+")
+            self.lease.__enter__()
+        except LeaseHeldError as error:
+            raise LeaseHeldError(
+                f"workspace {self.folder} is in use by {error}; wait for it, or give another --workspace"
+            ) from error
         except OSError as error:
             raise workspace_error(self.folder, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise WorkspaceError(
-                f"workspace {self.folder} is in use by another run; wait for it, or give another --workspace"
-            ) from error
         self._remove_unfinished()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self.lease.__exit__()
+
+    def check_lease(self) -> None:
+        """Call before a commit; raises LeaseLostError when another process has taken this workspace over."""
+        try:
+            self.lease.check()
+        except LeaseLostError as error:
+            raise LeaseLostError(
+                f"workspace {self.folder} was taken over by {error}: this process was not heard of for too long, and "
+                "stops; finished steps are kept"
+            ) from error
 
     @property
     def steps_folder(self) -> Path:
@@ -127,9 +138,11 @@ class Workspace:
         if target.exists():
             committed = self._committed(step, key, target, tables)
             if committed is not None:
+                self.on_step(committed)
                 return committed
             shutil.rmtree(target)
-        aside = self.steps_folder / f".{target.name}"
+        # A run that lost its lease may still be writing: it never writes into a folder of ours.
+        aside = self.steps_folder / f".{target.name}.{self.lease.number}"
         shutil.rmtree(aside, ignore_errors=True)
         started = time.monotonic()
         try:
@@ -145,11 +158,14 @@ class Workspace:
             }
             write_json(aside / "commit.json", commit)
             _sync_folder(aside)
+            self.check_lease()
             aside.rename(target)
             _sync_folder(self.steps_folder)
         except OSError as error:
             raise workspace_error(self.folder, error) from error
-        return _output(step, key, target, commit, reused=False)
+        output = _output(step, key, target, commit, reused=False)
+        self.on_step(output)
+        return output
 
     def _committed(self, step: str, key: str, folder: Path, tables: tuple[str, ...]) -> StepOutput | None:
         """A committed step whose files are all there with their recorded sizes; None when it must be made again."""
@@ -168,6 +184,18 @@ class Workspace:
         for folder in (self.steps_folder, self.runs_folder):
             for path in folder.glob(".*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def required_folder(workspace: Path) -> Path:
+    """The absolute path of a workspace that must be there; raises WorkspaceError, and makes none of a mistyped path."""
+    if not workspace.is_dir():
+        raise WorkspaceError(f"workspace {workspace} does not exist; `neardup dedup` makes one")
+    return workspace.resolve()
+
+
+def lease_folder(workspace: Path) -> Path:
+    """Where the lease of a workspace is kept."""
+    return workspace / ".leases" / "run"
 
 
 def _output(step: str, key: str, folder: Path, commit: Mapping[str, Any], *, reused: bool) -> StepOutput:

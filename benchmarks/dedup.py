@@ -1,7 +1,8 @@
 """`python -m benchmarks dedup`: photos and four planted copies of each through the whole `neardup dedup` command.
 
 Time and memory are those of a process of its own, from its start to its end, Spark and the network included.
-Precision and recall are counted in pairs; files of PHOTOS that hold one picture (`same_picture`) are one group.
+Precision and recall are counted in pairs; files of PHOTOS that hold one picture (`same_picture`) are one group, and
+pairs that `--labels` calls near-duplicate or unsure count neither way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.results import versions, write_json
 from benchmarks.truth import Truth, read_clusters, score_clusters, wrong_pairs
 from cli.tables import show_table
 from embed.evaluation.edits import crop, mirror
+from embed.evaluation.labelled_pairs import linked_positions, read_labelled_pairs
 from embed.evaluation.planted import list_photos
 from embed.evaluation.same_picture import same_pictures
 
@@ -35,8 +37,8 @@ COPIES: dict[str, Copy] = {
 """Each copy's edit and the quality of its JPEG."""
 
 
-def write_copies(photos: Sequence[Path], folder: Path, *, seed: int) -> Truth:
-    """Write every photo as it is and its `COPIES` into `folder`."""
+def write_copies(photos: Sequence[Path], folder: Path, *, seed: int, linked: Sequence[tuple[int, int]] = ()) -> Truth:
+    """Write every photo as it is and its `COPIES` into `folder`; `linked` are the pairs of photos not to be judged."""
     original_of: dict[str, str] = {}
     originals: list[str] = []
     for number, path in enumerate(photos):
@@ -52,7 +54,12 @@ def write_copies(photos: Sequence[Path], folder: Path, *, seed: int) -> Truth:
             original_of[copy] = original
         original_of[original] = original
     same = {originals[right]: originals[left] for left, right in reversed(same_pictures(photos))}
-    return Truth({image: same.get(original, original) for image, original in original_of.items()})
+    group_of = {original: same.get(original, original) for original in originals}
+    unjudged = {(group_of[originals[left]], group_of[originals[right]]) for left, right in linked}
+    return Truth(
+        {image: group_of[original] for image, original in original_of.items()},
+        frozenset((min(pair), max(pair)) for pair in unjudged),
+    )
 
 
 def num_with_original(clusters: Sequence[Sequence[str]], copy: str, *, num_photos: int) -> int:
@@ -65,21 +72,25 @@ def num_with_original(clusters: Sequence[Sequence[str]], copy: str, *, num_photo
 @click.command()
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Name or directory of the embedder.")
+@click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV a,b,label of PHOTOS.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--show-wrong", type=click.IntRange(min=0), default=NUM_SHOWN, show_default=True, help="Wrong pairs named."
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def command(*, photos: Path, embedder: str, seed: int, show_wrong: int, json_path: Path | None) -> None:
+def command(
+    *, photos: Path, embedder: str, labels: Path | None, seed: int, show_wrong: int, json_path: Path | None
+) -> None:
     """Deduplicate PHOTOS with a recompressed, a cropped, a mirrored and a darkened copy of each.
 
     Example: python -m benchmarks dedup eval/photos --json dedup.json
     """
     paths = list_photos(photos)
+    linked = linked_positions(read_labelled_pairs(labels, images=photos), paths) if labels else []
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
         folder = Path(scratch) / "photos"
         folder.mkdir()
-        truth = write_copies(paths, folder, seed=seed)
+        truth = write_copies(paths, folder, seed=seed, linked=linked)
         run = run_neardup(["dedup", str(folder), "--workspace", f"{scratch}/workspace", "--embedder", embedder])
         clusters = read_clusters(run.output("clusters_csv"))
     metrics = score_clusters(clusters, truth)
@@ -109,6 +120,7 @@ def command(*, photos: Path, embedder: str, seed: int, show_wrong: int, json_pat
         "peak_mb": run.peak_mb,
         "memory": run.memory,
         "clusters": len(clusters),
+        "labelled_pairs": len(linked),
         "pair_precision": metrics.precision,
         "pair_recall": metrics.recall,
         "copies_with_their_original": found,

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from benchmarks.results import versions, write_json
 from cli.tables import show_table
 from embed.calibration.calibration import Calibration, Promise
-from embed.pair_classifier.classifier import PairClassifier
+from embed.pair_classifier.classifier import Background, PairClassifier
 from embed.pair_scoring import PairScorer
 from lsh.codes import pair_cosines
 
-DIM, HIDDEN, NUM_KNOTS, NUM_IMAGES = 256, 64, 200, 50_000
+DIM, HIDDEN, NUM_BACKGROUND, NUM_KNOTS, NUM_IMAGES = 256, 64, 6000, 200, 50_000
 _PROMISE = Promise(
     target=0.99,
     precision=0.99,
@@ -37,13 +37,14 @@ _PROMISE = Promise(
 
 
 def random_scorer(rng: np.random.Generator) -> PairScorer:
-    """A classifier of `HIDDEN` units and a calibration of `NUM_KNOTS` knots."""
+    """A classifier of `HIDDEN` units and a background, and a calibration of `NUM_KNOTS` knots."""
     classifier = PairClassifier(
         projection=rng.normal(size=(DIM, HIDDEN)).astype(np.float32),
         bias=rng.normal(size=HIDDEN).astype(np.float32),
         output=rng.normal(size=HIDDEN).astype(np.float32),
-        line=np.array([20.0, -15.0], np.float32),
+        line=np.array([20.0, -4.0, -15.0], np.float32),
         embedder_digest="00" * 32,
+        background=Background(rng.integers(-127, 128, (NUM_BACKGROUND, DIM), dtype=np.int8)),
     )
     calibration = Calibration(
         method="isotonic",

@@ -16,9 +16,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """`original_of` maps every image, originals included, to the original that it was made from."""
+    """`original_of` maps every image, originals included, to the original that it was made from.
+
+    Images of two originals that are `unjudged`, a pair of them in their order, count neither as true nor as false.
+    """
 
     original_of: Mapping[str, str]
+    unjudged: frozenset[tuple[str, str]] = frozenset()
 
     def write_csv(self, path: Path) -> None:
         """Columns `image,original`, in the order of the images."""
@@ -66,8 +70,14 @@ def score_clusters(clusters: Iterable[Collection[str]], truth: Truth) -> PairMet
             if image in seen:
                 raise ValueError(f"{image} is listed twice; an image belongs to one cluster at most")
             seen.add(image)
-        num_found += _num_pairs(len(cluster))
-        num_correct += _num_pairs_within(truth.original_of[image] for image in cluster)
+        of_original = Counter(truth.original_of[image] for image in cluster)
+        num_unjudged = sum(
+            of_original[left] * of_original[right]
+            for left, right in combinations(sorted(of_original), 2)
+            if (left, right) in truth.unjudged
+        )
+        num_found += _num_pairs(len(cluster)) - num_unjudged
+        num_correct += sum(map(_num_pairs, of_original.values()))
     return PairMetrics(
         num_true_pairs=_num_pairs_within(truth.original_of.values()),
         num_found_pairs=num_found,
@@ -76,10 +86,11 @@ def score_clusters(clusters: Iterable[Collection[str]], truth: Truth) -> PairMet
 
 
 def wrong_pairs(clusters: Iterable[Collection[str]], truth: Truth) -> Iterator[tuple[str, str]]:
-    """The found pairs that are not true, to be looked at."""
+    """The found pairs that are false, to be looked at."""
     for cluster in clusters:
         for left, right in combinations(cluster, 2):
-            if truth.original_of[left] != truth.original_of[right]:
+            first, second = sorted((truth.original_of[left], truth.original_of[right]))
+            if first != second and (first, second) not in truth.unjudged:
                 yield left, right
 
 

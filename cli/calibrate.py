@@ -208,7 +208,7 @@ def _planted_pairs(
     others, _ = readable_images(drawn) if drawn else ([], [])
     same = same_pictures([*paths, *others])
     if known is not None:
-        same = sorted({*same, *((min(pair), max(pair)) for pair in linked_positions(known, [*paths, *others]))})
+        same = sorted({*same, *linked_positions(known, [*paths, *others])})
     ours = load_embedder(embedder)
     descriptor = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
     kinds = EDIT_SETS[edits]

@@ -14,7 +14,9 @@ from cli.progress import BarProgress, LineProgress, wants_bar
 
 if TYPE_CHECKING:
     from batch_jobs.pipeline import Run
+    from batch_jobs.settings import RunSettings
     from batch_jobs.workspace import Workspace
+    from cli.results import Results
 
 HELP = """\
 Find the near-duplicates in SOURCE.
@@ -58,13 +60,19 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> None:
-    from batch_jobs.pipeline import SilentListener, run_pipeline
     from cli.options import run_settings
-    from cli.results import Results, describe_results, finish_run
 
     settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, plan=plan, **options)
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
+    run_dedup(settings, report=report, json_output=json_output, verbose=verbose)
+
+
+def run_dedup(settings: RunSettings, *, report: Path | None, json_output: bool, verbose: bool) -> Results:
+    """Run the pipeline with its progress, write what it hands to people, and print the summary."""
+    from batch_jobs.pipeline import SilentListener, run_pipeline
+    from cli.results import describe_results, finish_run
+
     bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None
     listener = bar or (LineProgress() if verbose else SilentListener())
     results: list[Results] = []
@@ -75,3 +83,4 @@ def command(
     with bar or nullcontext():
         run_pipeline(settings, listener=listener, and_then=finish)
     click.echo(json.dumps(results[0].as_json()) if json_output else describe_results(results[0]))
+    return results[0]

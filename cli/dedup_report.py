@@ -19,7 +19,9 @@ from batch_jobs.pipeline import Run
 from batch_jobs.settings import as_json
 from batch_jobs.sources import SourceKind
 from cli.report import Cluster, Member, Reject, Report, ReportLimits, ScoreHistogram, make_thumbnail, write_report
+from embed.calibration.calibration import Calibration
 from embed.decoding import ImageLimits, ImageRejected, decode_image
+from embed.pair_classifier.classifier import PairClassifier
 
 THUMBNAIL_SIDE = 160
 LIMITS = ReportLimits()
@@ -115,7 +117,14 @@ def _parameters(run: Run) -> dict[str, str]:
     return {
         "source": run.settings.source,
         "embedder": f"{run.settings.embedder} ({run.settings.dtype})",
+        **{f"{name} digest": model.digest for name, model in _scoring_models(run).items()},
         "min_score": f"{run.model.min_score:g}",
         **{f"terms.{name}": str(value) for name, value in terms.items()},
         **{f"candidates.{name}": str(value) for name, value in as_json(run.settings.candidates).items()},
     }
+
+
+def _scoring_models(run: Run) -> dict[str, PairClassifier | Calibration]:
+    scorer = run.model.scorer
+    models = {"pair classifier": scorer.classifier, "calibration": scorer.calibration}
+    return {name: model for name, model in models.items() if model is not None}

@@ -12,14 +12,16 @@ import click
 
 if TYPE_CHECKING:
     from embed.evaluation.evaluation import Evaluation
+    from embed.evaluation.labelled_pairs import LabelledPairs
     from embed.evaluation.scored_pairs import JudgedPair
 
 HELP = """\
 Measure recall at a stated precision, one threshold for all pairs, beside PDQ and pHash.
 
-With PHOTOS every edit of every photo must find its photo among all photos and the distractors. With --pairs, a CSV with
-the columns a,b,label (1 near-duplicate, 0 not), the pairs labelled 1 must be found and the others not; a file without 0
-takes all pairs of its images that the 1s do not link as different.
+With PHOTOS every edit of every photo must find its photo among all photos and the distractors; pairs of --labels
+(a,b,label with 1 or unsure, as `neardup label-pairs` writes them) are near-duplicates by nature, not mistakes. With
+--pairs, a CSV with the columns a,b,label (1 near-duplicate, 0 not), the pairs labelled 1 must be found and the others
+not; a file without 0 takes all pairs of its images that the 1s do not link as different.
 
 \b
   neardup evaluate photos/ --report evaluation.html
@@ -47,7 +49,7 @@ class Evaluated:
 @click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Root of a and b. [default: the CSV's]",
+    help="Root of a and b. [default: PHOTOS, or the folder of --pairs]",
 )
 @click.option("--distractors", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of others.")
 @click.option("--num-distractors", type=click.IntRange(min=0), default=1000, show_default=True)
@@ -62,6 +64,9 @@ class Evaluated:
     default=["embedder", "pdq", "phash"],
     show_default=True,
     help="Repeat to choose several; cosine: the embedder without its pair classifier.",
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV of near-duplicates in PHOTOS."
 )
 @click.option(
     "--orientations",
@@ -88,6 +93,7 @@ def command(
     edits: str,
     embedder: str,
     names: tuple[str, ...],
+    labels: Path | None,
     orientations: str,
     precision: float,
     seed: int,
@@ -97,6 +103,7 @@ def command(
 ) -> None:
     from embed.embedder_dir import describe_embedder
     from embed.evaluation.evaluation import warnings_of
+    from embed.evaluation.labelled_pairs import read_labelled_pairs
     from embed.evaluation.precision_recall import PRECISIONS
 
     if (photos is None) == (pairs is None):
@@ -127,6 +134,7 @@ def command(
             num_distractors=num_distractors,
             edits=edits,
             embedder=embedder,
+            known=None if labels is None else read_labelled_pairs(labels, images=images or photos),
             num_orientations=int(orientations),
             precisions=precisions,
             seed=seed,
@@ -166,6 +174,7 @@ def _evaluate_edits(
     num_distractors: int,
     edits: str,
     embedder: str,
+    known: LabelledPairs | None,
     num_orientations: int,
     precisions: Sequence[float],
     seed: int,
@@ -175,6 +184,7 @@ def _evaluate_edits(
     from embed.evaluation.descriptors import EmbedderDescriptor, load_descriptors
     from embed.evaluation.edits import EDIT_SETS
     from embed.evaluation.evaluation import evaluate
+    from embed.evaluation.labelled_pairs import linked_positions
     from embed.evaluation.orientations import OrientedDescriptor
     from embed.evaluation.planted import (
         describe_planted,
@@ -191,6 +201,7 @@ def _evaluate_edits(
     others, rejected_others = readable_images(drawn) if drawn else ([], [])
     everything = [*paths, *others]
     same = same_pictures(everything)
+    by_nature = sorted({*linked_positions(known, everything)} - {*same}) if known is not None else []
     descriptors = [
         OrientedDescriptor(descriptor, num_orientations, describe_embedder(embedder).dim)
         if num_orientations > 1 and isinstance(descriptor, EmbedderDescriptor)
@@ -203,6 +214,11 @@ def _evaluate_edits(
     if same:
         twins = ", ".join(f"{everything[left].name} = {everything[right].name}" for left, right in same[:20])
         notes.append(f"{len(same)} pairs of files hold one picture and count neither as true nor as false: {twins}")
+    if known is not None:
+        notes.append(
+            f"{len(by_nature)} more pairs, labelled near-duplicate or unsure, count neither as true nor as false"
+        )
+    same = [*same, *by_nature]
     return Evaluated(
         source=str(photos),
         images=everything,
@@ -219,7 +235,8 @@ def _evaluate_edits(
         ],
         rejects=[*rejects, *rejected_others],
         notes=notes,
-        counts={"photos": len(paths), "distractors": len(others), "same picture pairs": len(same)},
+        counts={"photos": len(paths), "distractors": len(others), "same picture pairs": len(same) - len(by_nature)}
+        | ({} if known is None else {"labelled pairs": len(by_nature)}),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import DEFAULT_WORKSPACE
+from cli.options import workspace_option
 
 if TYPE_CHECKING:
     from lsh.index.publishing import ListedGeneration
@@ -33,15 +33,8 @@ def command() -> None:
 
 
 def _shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    workspace = click.option(
-        "--workspace",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=DEFAULT_WORKSPACE,
-        show_default=True,
-        help="Folder that keeps every step.",
-    )
     json_output = click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
-    return workspace(json_output(function))
+    return workspace_option(json_output(function))
 
 
 @command.command()
@@ -49,6 +42,7 @@ def _shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--min-score", type=click.FloatRange(-1.0, 1.0), help="Index the run of this threshold. [default: the newest run]"
 )
+@click.option("--run", "run_id", help="Index this run, see `neardup runs list`. [default: the newest run]")
 @click.option(
     "--tables", type=click.IntRange(1, 256), help="Hash tables. More find more and take more bytes. [default: 16]"
 )
@@ -61,20 +55,24 @@ def build(
     workspace: Path,
     json_output: bool,
     min_score: float | None,
+    run_id: str | None,
     tables: int | None,
     probes: int | None,
     is_promoted: bool,
 ) -> None:
     """Make a generation of the newest clusters, verify it, and put it beside the others."""
     from batch_jobs.build_index import NUM_TABLES, PROBES_PER_TABLE, build_index, index_folder
-    from batch_jobs.workspace import Workspace
+    from batch_jobs.workspace import Workspace, required_folder
     from lsh.index.publishing import promote as promote_generation
 
-    _require(workspace)
-    with Workspace(workspace.resolve()) as opened:
+    folder = required_folder(workspace)
+    if run_id is not None and min_score is not None:
+        raise click.UsageError("--run and --min-score both choose a run; give one of them")
+    with Workspace(folder, what="an index build") as opened:
         manifest = build_index(
             opened,
             min_score=min_score,
+            run_id=run_id,
             num_tables=tables or NUM_TABLES,
             probes_per_table=probes or PROBES_PER_TABLE,
         )
@@ -167,16 +165,10 @@ def gc(*, workspace: Path, json_output: bool, keep: int) -> None:
     click.echo(json.dumps({"removed": removed}) if json_output else text)
 
 
-def _require(workspace: Path) -> None:
-    if not workspace.is_dir():
-        from batch_jobs.errors import WorkspaceError
-
-        raise WorkspaceError(f"workspace {workspace} does not exist; `neardup dedup` makes one")
-
-
 def _index(workspace: Path) -> Path:
-    _require(workspace)
-    return workspace.resolve() / "index"
+    from batch_jobs.workspace import required_folder
+
+    return required_folder(workspace) / "index"
 
 
 def _described(one: ListedGeneration) -> dict[str, Any]:

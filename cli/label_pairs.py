@@ -11,12 +11,14 @@ from pathlib import Path
 import click
 
 HELP = """\
-Label the pairs of a CSV with the columns a,b by geometry and write a,b,label,num_inliers,agreement,is_mirrored.
+Label pairs of images by geometry and write a,b,label,num_inliers,agreement,is_mirrored.
 
-label is 1 for the same picture, 0 for different ones, and unsure where an image has too little texture or cannot be
-read. a and b are paths below --images.
+The pairs are those of the CSV PAIRS with the columns a,b, paths below --images, or the --most-similar of all images
+below it, most similar first. label is 1 for the same picture, 0 for different ones, and unsure where an image has too
+little texture or cannot be read.
 
 \b
+  neardup label-pairs --images photos/ --most-similar 400 --output labels.csv
   neardup label-pairs candidates.csv --images photos/ --output labels.csv
   neardup evaluate --pairs labels.csv --images photos/
 """
@@ -24,15 +26,25 @@ PAIRS_AT_ONCE = 256
 
 
 @click.command(name="label-pairs", help=HELP)
-@click.argument("pairs", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("pairs", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
 @click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Root of a and b. [default: the CSV's]",
 )
+@click.option("--most-similar", type=click.IntRange(1, 1_000_000), help="Label so many pairs of --images instead.")
+@click.option("--embedder", default="vgg_copy", show_default=True, help="Says which pairs are the most similar.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The CSV to write.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Pairs judged at once. [default: one a core]")
-def command(*, pairs: Path, images: Path | None, output: Path, threads: int | None) -> None:
+def command(
+    *,
+    pairs: Path | None,
+    images: Path | None,
+    most_similar: int | None,
+    embedder: str,
+    output: Path,
+    threads: int | None,
+) -> None:
     import cv2
 
     from batch_jobs.workspace import published_file
@@ -40,8 +52,16 @@ def command(*, pairs: Path, images: Path | None, output: Path, threads: int | No
 
     if not output.parent.is_dir():
         raise click.UsageError(f"--output {output}: the folder {output.parent} does not exist")
-    root = images or pairs.parent
-    listed = read_candidate_pairs(pairs, images=root)
+    if (pairs is None) == (most_similar is None):
+        raise click.UsageError("give either the CSV PAIRS or --most-similar N")
+    if pairs is not None:
+        root = images or pairs.parent
+        listed = read_candidate_pairs(pairs, images=root)
+    elif images is not None and most_similar is not None:
+        root = images
+        listed = _most_similar(images, most_similar, embedder)
+    else:
+        raise click.UsageError("--most-similar needs --images, the folder to look in")
     cv2.setNumThreads(1)
     labels: Counter[str] = Counter()
     with published_file(output) as file:
@@ -55,6 +75,21 @@ def command(*, pairs: Path, images: Path | None, output: Path, threads: int | No
         text.detach()
     counts = ", ".join(f"{count:,} {name}" for name, count in (("same", labels["1"]), ("different", labels["0"])))
     click.echo(f"{counts}, {labels['unsure']:,} unsure in {output}")
+
+
+def _most_similar(images: Path, num: int, embedder: str) -> list[tuple[Path, Path]]:
+    from embed.embedder import load_embedder
+    from embed.evaluation.descriptors import EmbedderDescriptor
+    from embed.evaluation.planted import describe_all, list_photos, readable_images
+    from embed.evaluation.similar_pairs import most_similar_pairs
+
+    root = images.resolve()
+    resolved = [path.resolve() for path in list_photos(images)]
+    paths, _ = readable_images(sorted({path for path in resolved if path.is_relative_to(root)}))
+    ours = load_embedder(embedder)
+    rows, _ = describe_all(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size), paths)
+    found, _ = most_similar_pairs(rows, num)
+    return [(paths[left], paths[right]) for left, right in found.tolist()]
 
 
 def _judged(listed: list[tuple[Path, Path]], root: Path, threads: int | None) -> Iterator[tuple[str, ...]]:

@@ -23,12 +23,15 @@ COMMANDS = {
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
     "register": ("cli.register", "Make images findable on a server."),
     "remove": ("cli.remove", "Take images out of a server's answers."),
+    "stream": ("cli.stream", "Register new images at a server as they come."),
     "evaluate": ("cli.evaluate", "Measure recall, beside PDQ and pHash."),
     "explain": ("cli.explain", "Say why two images are the same picture, or not."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
+    "runs": ("cli.runs", "Look at runs, compare, resume and clean up."),
+    "cluster": ("cli.cluster", "Look at a cluster; split or merge by hand."),
     "models": ("cli.models", "Say which models there are, and where from."),
 }
 

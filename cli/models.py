@@ -210,24 +210,28 @@ def _built_in_models() -> list[Model]:
 
 
 def _models_in(directory: Path, where: str | None = None) -> list[Model]:
-    """The embedder of a directory, and whatever else its lineage knows. Raises EmbedderError, LineageError."""
-    from embed.embedder_dir import describe_embedder
+    """The models of a directory: those whose files are there, or those of its lineage where there is no embedder.
+
+    Raises EmbedderError, LineageError.
+    """
+    from embed.embedder_dir import describe_embedder, model_digests
     from embed.lineage import ModelKind, read_lineages
 
     lineages = read_lineages(directory)
     has_spec = (directory / "embedder.json").exists() or not lineages
     spec = describe_embedder(directory) if has_spec else None
+    digests = model_digests(spec) if spec else {kind: lineage.digest for kind, lineage in lineages.items()}
     return [
         Model(
             name=directory.name,
             kind=kind.value,
-            digest=spec.digest if spec and kind is ModelKind.EMBEDDER else lineages[kind].digest,
+            digest=digests[kind],
             where=where or str(directory),
             spec=spec if kind is ModelKind.EMBEDDER else None,
             lineage=lineages.get(kind),
         )
         for kind in ModelKind
-        if kind in lineages or (spec and kind is ModelKind.EMBEDDER)
+        if kind in digests
     ]
 
 
@@ -300,7 +304,7 @@ def _remark(model: Model) -> str | None:
     if model.lineage.digest == model.digest:
         return None
     return (
-        f"the lineage.json beside it describes another model, {model.lineage.digest[:SHOWN_DIGITS]}: "
+        f"the lineage.json beside it describes another {model.kind}, {model.lineage.digest[:SHOWN_DIGITS]}: "
         f"what it says of training does not hold for these files"
     )
 

@@ -43,18 +43,21 @@ tracking_uri_option = click.option(
 )
 
 
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_WORKSPACE,
+    show_default=True,
+    help="Folder that keeps every step.",
+)
+
+
 def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add SOURCE and the shared options to a command."""
     for option in reversed(
         (
             click.argument("source"),
-            click.option(
-                "--workspace",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=DEFAULT_WORKSPACE,
-                show_default=True,
-                help="Folder that keeps every step.",
-            ),
+            workspace_option,
             click.option(
                 "--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory."
             ),
@@ -137,6 +140,7 @@ def _planned(path: Path | None, min_shared_terms: int | None) -> dict[str, Any]:
     if path is None:
         return {"min_shared_terms": min_shared_terms or 1}
     import json
+    from dataclasses import asdict
 
     from lsh.errors import ParameterError
     from lsh.tuning import Plan
@@ -150,4 +154,5 @@ def _planned(path: Path | None, min_shared_terms: int | None) -> dict[str, Any]:
         "candidates": plan.candidates,
         "min_shared_terms": min_shared_terms or plan.min_shared_terms,
         "verified": plan.verified,
+        "prediction": asdict(plan.prediction),
     }

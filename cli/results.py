@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_jobs import cluster_matches
-from batch_jobs.exports import count_rejects, export_run, run_folder
+from batch_jobs.exports import export_run, run_counts, run_folder
 from batch_jobs.pipeline import Listener, Run
-from batch_jobs.workspace import Workspace, write_json
+from batch_jobs.run_records import finish_record
+from batch_jobs.workspace import Workspace
 from cli.dedup_report import write_dedup_report
 
 
@@ -37,33 +37,18 @@ class Results:
 
 
 def finish_run(run: Run, workspace: Workspace, *, report: Path | None, listener: Listener) -> Results:
-    """Write the run's exports and its report, then `run.json`, which marks it as complete."""
+    """Write the run's exports and its report, then mark its record as complete."""
     listener.stage_started("report")
     started = time.monotonic()
     outputs = export_run(run, workspace)
-    rejects = count_rejects(run)
-    counts = run.steps[cluster_matches.STEP].stats
     folder = run_folder(run, workspace)
     outputs["report"] = str(report or folder / "report.html")
     outputs["run"] = str(folder / "run.json")
-    partial = {
-        "images": run.num_images,
-        "rejected": sum(rejects.values()),
-        "rejects_by_reason": rejects,
-        "exact_copies": counts["num_exact_copies"],
-        "clusters": counts["num_clusters"],
-        "duplicates": counts["num_duplicates"],
-        "reclaimable_bytes": counts["reclaimable_bytes"],
-        "candidates": run.steps["select"].stats["num_distinct_pairs"],
-        "min_score": run.model.min_score,
-        "embedder_digest": run.model.digest,
-        "run_id": run.run_id,
-        "outputs": outputs,
-    }
+    partial = {**run_counts(run), "outputs": outputs}
     write_dedup_report(run, partial, Path(outputs["report"]))
     seconds = {**run.seconds, "report": round(time.monotonic() - started, 3)}
     results = Results(**partial, seconds=seconds)
-    write_json(folder / "run.json", results.as_json())
+    finish_record(workspace, run.run_id, seconds=seconds, results=partial)
     listener.stage_finished("report", seconds=seconds["report"], reused=False, num_images=0)
     return results
 

@@ -44,6 +44,11 @@ PRECISION = 0.99
 @click.option(
     "--judge-on", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Photos to judge on instead."
 )
+@click.option(
+    "--judge-labels",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV of near-duplicates in --judge-on.",
+)
 @click.option("--edits", type=click.Choice(["default", "harder", "all"]), default="default", show_default=True)
 @click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV of geometric labels.")
 @click.option(
@@ -52,7 +57,14 @@ PRECISION = 0.99
 @click.option(
     "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Root of a and b. [default: PHOTOS]"
 )
-@click.option("--hidden", type=click.IntRange(1, 1024), default=16, show_default=True, help="Units of a network.")
+@click.option("--hidden", type=click.IntRange(0, 1024), default=0, show_default=True, help="Units of a network.")
+@click.option(
+    "--num-background",
+    type=click.IntRange(0, 100_000),
+    default=6000,
+    show_default=True,
+    help="Photos that crowding is measured against.",
+)
 @click.option("--epochs", type=click.IntRange(1, 1000), default=2, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the table.")
@@ -66,11 +78,13 @@ def command(
     num_held_out: int,
     held_out: float,
     judge_on: Path | None,
+    judge_labels: Path | None,
     edits: str,
     labels: Path | None,
     human_labels: Path | None,
     images: Path | None,
     hidden: int,
+    num_background: int,
     epochs: int,
     seed: int,
     json_output: bool,
@@ -85,7 +99,7 @@ def command(
     from embed.evaluation.edits import EDIT_SETS
     from embed.evaluation.planted import describe_all, files_sha256, list_photos
     from embed.lineage import ModelKind, record
-    from embed.pair_classifier.preparation import mark_labelled, prepare_photos, split_photos
+    from embed.pair_classifier.preparation import mark_labelled, prepare_photos, split_background, split_photos
     from embed.pair_classifier.training import (
         HUMAN_WEIGHT,
         ClassifierSettings,
@@ -112,6 +126,7 @@ def command(
     ]
     for given, _ in labelled:
         mark_labelled(train, given)
+    train, background = split_background(train, [given for given, _ in labelled], num=num_background)
     pairs = planted_pairs(
         train.described.edited,
         train.described.corpus,
@@ -122,11 +137,20 @@ def command(
     for given, weight in labelled:
         rows, _ = describe_all(descriptor, given.images)
         pairs = with_labels(pairs, rows, given.left, given.right, given.is_same, weight=weight)
-    classifier = train_classifier(pairs, settings, embedder_digest=ours.spec.digest)
+    classifier = train_classifier(pairs, settings, embedder_digest=ours.spec.digest, background=background)
 
     judged = prepare_photos(held_out_paths, descriptor, num_edited=num_held_out, edits=kinds, seed=seed)
+    for given in [given for given, _ in labelled] + (
+        [] if judge_labels is None else [_read_labels(judge_labels, judge_on or photos)]
+    ):
+        mark_labelled(judged, given)
     figures = judge(judged, classifier, edits=kinds, seed=seed)
-    figures |= {"photos": len(train.paths), "held out photos": len(judged.paths), "held out sources": list(sources)}
+    figures |= {
+        "photos": len(train.paths),
+        "background": 0 if background is None else len(background.codes),
+        "held out photos": len(judged.paths),
+        "held out sources": list(sources),
+    }
     if json_output:
         click.echo(json.dumps(figures))
     else:
@@ -147,7 +171,10 @@ def command(
         parents={"embedder": ours.spec.digest},
         data={"photos": files_sha256(train.paths), **{p.name: files_sha256([p]) for p in (labels, human_labels) if p}},
         parameters=asdict(settings)
-        | {"edits": edits, "photos": len(train.paths), "held_out_photos": len(judged.paths)},
+        | {
+            "edits": edits,
+            **{name.replace(" ", "_"): figures[name] for name in ("photos", "background", "held out photos")},
+        },
         metrics={name.replace(" ", "_"): value for name, value in figures.items() if isinstance(value, float)},
     )
     if not json_output:

@@ -17,7 +17,8 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 
 \b
   neardup train-embedder photos/ --output first/
-  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --frozen-statistics
+  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --frozen-statistics \\
+    --threshold-weight 1
   neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
 """
 
@@ -49,6 +50,13 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 )
 @click.option(
     "--frozen-statistics", is_flag=True, help="Keep batch norm's means and variances; for --group-size above 1."
+)
+@click.option(
+    "--threshold-weight",
+    type=click.FloatRange(0.0, 100.0),
+    default=0.0,
+    show_default=True,
+    help="Weight of the loss of one threshold for all pairs; 1 when going on from trained weights.",
 )
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -99,6 +99,13 @@ def _extended(digest: str, directory: Path, name: str | None) -> str:
     return hashlib.sha256(f"{digest}{_file_sha256(directory, name)}".encode()).hexdigest() if name else digest
 
 
+def model_digests(spec: EmbedderSpec) -> dict[ModelKind, str]:
+    """The digest of every model in the embedder's directory, from its files; raises EmbedderError."""
+    files = {ModelKind.CLASSIFIER: spec.pair_classifier, ModelKind.CALIBRATION: spec.calibration}
+    found = {kind: _file_sha256(spec.directory, name) for kind, name in files.items() if name}
+    return {ModelKind.EMBEDDER: spec.digest, **found}
+
+
 def shipped_embedders() -> dict[str, Path]:
     """The directories of the embedders that come with this package, by name."""
     return {path.parent.name: path.parent for path in sorted(_WEIGHTS_FOLDER.glob(f"*/{SPEC_FILE}"))}

@@ -6,6 +6,7 @@ calibration turns it into the probability that the pair is a near-duplicate. Wit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class PairScorer:
         return self.classifier is None and self.calibration is None
 
     def project(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, hidden)` float32."""
+        """What a pair needs of each of its images: `(n, dim)` unit rows or int8 codes -> `(n, width)` float32."""
         if self.classifier is None:
             return np.empty((len(rows), 0), np.float32)
         return self.classifier.project(rows)
@@ -66,16 +67,41 @@ class PairScorer:
         right_rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """As `raw_scores`, within -1..1: probabilities, calibrated where possible, or cosines without a classifier."""
-        raw = self.raw_scores(similarities, left, right, left_rows, right_rows)
+        return self._within_one(self.raw_scores(similarities, left, right, left_rows, right_rows))
+
+    def scores_above(
+        self,
+        similarities: NDArray[np.float32],
+        left: NDArray[Any],
+        right: NDArray[Any],
+        left_rows: NDArray[np.int64],
+        right_rows: NDArray[np.int64],
+        *,
+        lowest_similarity: float,
+    ) -> NDArray[np.float32]:
+        """As `scores`, of embeddings or codes; a pair of a lower cosine is hopeless, and its images cost nothing."""
+        if self.classifier is None:
+            return self._within_one(similarities)
+        raw = np.full(len(similarities), HOPELESS, np.float32)
+        near = np.flatnonzero(similarities >= lowest_similarity)
+        lefts, left_places = np.unique(left_rows[near], return_inverse=True)
+        rights, right_places = np.unique(right_rows[near], return_inverse=True)
+        raw[near] = self.raw_scores(
+            similarities[near], self.project(left[lefts]), self.project(right[rights]), left_places, right_places
+        )
+        return self._within_one(raw)
+
+    def _within_one(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.calibration is not None:
             return self.calibration.apply(raw)
         return raw if self.classifier is None else sigmoid(raw)
 
     def lowest_similarity(self, min_score: float) -> float:
         """No pair of a lower cosine reaches `min_score`."""
-        if self.classifier is not None:
-            return MIN_SIMILARITY
-        return min_score if self.calibration is None else self.calibration.invert(min_score)
+        raw = min_score if self.calibration is None else self.calibration.invert(min_score)
+        if self.classifier is None:
+            return raw
+        return self.classifier.lowest_similarity(raw if self.calibration is not None else logit(raw))
 
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw scores of all pairs of unit rows, `(a, dim)` and `(b, dim)` -> `(a, b)` float32, for evaluation."""
@@ -101,6 +127,13 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits to probabilities, without overflow."""
     half: NDArray[np.float32] = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
     return half
+
+
+def logit(probability: float) -> float:
+    """The inverse of `sigmoid`, infinite at 0 and 1."""
+    if 0 < probability < 1:
+        return math.log(probability / (1 - probability))
+    return math.inf if probability >= 1 else -math.inf
 
 
 def scorer_files(scorer: PairScorer) -> dict[str, bytes]:

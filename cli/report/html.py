@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 import jinja2
 
+from batch_jobs import run_records
 from cli.report.pages import json_for_html
 from cli.report.wording import format_bytes, format_seconds, format_share, visible
 
 FOLDER: Final = Path(__file__).parent
+release = run_records.release
 
 
 def style_sheet() -> str:
@@ -55,11 +56,3 @@ def content_security_policy(style: str, script: str | None = None) -> str:
         f"default-src 'none'; script-src {allowed_script}; style-src {digest(style)};"
         " img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def release() -> str:
-    """The installed version of neardup."""
-    try:
-        return version("neardup")
-    except PackageNotFoundError:
-        return "from source"

@@ -148,11 +148,11 @@ def readable_pairs(pairs: LabelledPairs, readable: Set[Path]) -> LabelledPairs:
 
 
 def linked_positions(pairs: LabelledPairs, paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """The pairs labelled near-duplicate or unsure as positions in `paths`; those of other files are left out."""
+    """The pairs labelled near-duplicate or unsure as positions in `paths`, the smaller first, without other files'."""
     position = {path.resolve(): place for place, path in enumerate(paths)}
     linked = np.concatenate([np.stack([pairs.left, pairs.right], axis=1)[pairs.is_same], pairs.unsure])
     found = ([position.get(pairs.images[image].resolve()) for image in pair] for pair in linked.tolist())
-    return [(left, right) for left, right in found if left is not None and right is not None]
+    return [(min(left, right), max(left, right)) for left, right in found if left is not None and right is not None]
 
 
 def score_labels(

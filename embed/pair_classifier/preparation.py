@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from embed.evaluation.descriptors import EmbedderDescriptor
 from embed.evaluation.labelled_pairs import LabelledPairs, linked_positions
 from embed.evaluation.planted import Described, describe_planted, readable_images
 from embed.evaluation.same_picture import are_same_thumbnails, thumbnail
+from embed.pair_classifier.classifier import CROWD, Background, as_codes
 
 MIN_SOURCES: Final = 4
 MIN_PHOTOS: Final = 50
@@ -50,6 +51,25 @@ def mark_labelled(prepared: PreparedPhotos, labelled: LabelledPairs) -> None:
         for one, other in ((left, right), (right, left)):
             if one < len(prepared.same):
                 prepared.same[one, other] = True
+
+
+def split_background(
+    prepared: PreparedPhotos, labelled: Sequence[LabelledPairs], *, num: int
+) -> tuple[PreparedPhotos, Background | None]:
+    """`num` of the photos that were not edited, at most half of them, become a background and leave the rest.
+
+    Labelled images stay. There is no background where too few photos are left for one.
+    """
+    num_edited = len(prepared.described.edited)
+    kept = {path.resolve() for each in labelled for path in each.images}
+    free = [place for place in range(num_edited, len(prepared.paths)) if prepared.paths[place].resolve() not in kept]
+    taken = free[: min(num, len(free) // 2)]
+    if len(taken) < CROWD:
+        return prepared, None
+    rest = np.setdiff1d(np.arange(len(prepared.paths)), taken)
+    described = replace(prepared.described, corpus=prepared.described.corpus[rest])
+    smaller = PreparedPhotos([prepared.paths[place] for place in rest], described, prepared.same[:, rest])
+    return smaller, Background(as_codes(prepared.described.corpus[taken]))
 
 
 def split_photos(

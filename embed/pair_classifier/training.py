@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.errors import ClassifierError
-from embed.keras_backend import keras, layers
-from embed.pair_classifier.classifier import PairClassifier
+from embed.keras_backend import keras, layers, ops
+from embed.pair_classifier.classifier import Background, PairClassifier
 
 HUMAN_WEIGHT: Final = 10.0
 BATCH_SIZE: Final = 1024
 _FIRST_SLOPE, _FIRST_THRESHOLD = 25.0, 0.75
 _RANGES: Final = {
-    "hidden": (1, 1024),
+    "hidden": (0, 1024),
     "num_members": (1, 64),
     "num_lookalikes": (1, 1000),
     "epochs": (1, 1000),
@@ -37,7 +37,10 @@ _RANGES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifierSettings:
-    """How it is trained. The mean of `num_members` networks of `hidden` units is itself one network, and steadier."""
+    """How it is trained. The mean of `num_members` networks of `hidden` units is itself one network, and steadier.
+
+    With `hidden` 0 the logit is linear in the cosine and the crowding.
+    """
 
     hidden: int = 16
     num_members: int = 4
@@ -138,45 +141,66 @@ def with_labels(
     )
 
 
-def train_classifier(pairs: TrainingPairs, settings: ClassifierSettings, *, embedder_digest: str) -> PairClassifier:
-    """Train all members and merge them into one classifier; the same pairs and seed give the same one."""
+def train_classifier(
+    pairs: TrainingPairs,
+    settings: ClassifierSettings,
+    *,
+    embedder_digest: str,
+    background: Background | None = None,
+) -> PairClassifier:
+    """Train all members and merge them into one classifier; the same pairs and seed give the same one.
+
+    None of the rows may be in the background: it would be crowded by itself.
+    """
     if pairs.is_same.all() or not pairs.is_same.any():
         raise ClassifierError("the pairs are all true or all false; give more photos, or labels of both kinds")
-    members = [_train_member(pairs, settings, seed=settings.seed + number) for number in range(settings.num_members)]
+    crowding = np.zeros(len(pairs.rows), np.float32) if background is None else background.crowding(pairs.rows)
+    members = [
+        _train_member(pairs, crowding, settings, seed=settings.seed + number) for number in range(settings.num_members)
+    ]
     return PairClassifier(
         projection=np.concatenate([member.projection for member in members], axis=1),
         bias=np.concatenate([member.bias for member in members]),
         output=np.concatenate([member.output / len(members) for member in members]).astype(np.float32),
         line=np.mean([member.line for member in members], axis=0, dtype=np.float32),
         embedder_digest=embedder_digest,
+        background=background,
     )
 
 
 def pair_network(dim: int, settings: ClassifierSettings) -> keras.Model:
-    """Two unit rows `(n, dim)` -> logits `(n, 1)`."""
-    left, right = layers.Input((dim,)), layers.Input((dim,))
+    """Two unit rows `(n, dim)` and the crowding of both `(n, 1)` -> logits `(n, 1)`."""
+    left, right, crowding = layers.Input((dim,)), layers.Input((dim,)), layers.Input((1,))
     cosine = layers.Dot(axes=1)([left, right])
+    line = layers.Dense(
+        1,
+        kernel_initializer=_first_line,
+        bias_initializer=keras.initializers.Constant(-_FIRST_SLOPE * _FIRST_THRESHOLD),
+        name="line",
+    )(layers.Concatenate()([cosine, crowding]))
+    if settings.hidden == 0:
+        return keras.Model([left, right, crowding], line)
     direction = layers.UnitNormalization()(layers.Add()([left, right]))
     # Unit rows have coordinates near 1 / sqrt(dim); layers start best from coordinates near 1.
     scaled = layers.Rescaling(float(np.sqrt(dim)))(direction)
     hidden = layers.Dense(settings.hidden, activation="relu", name="hidden")(scaled)
     hidden = layers.Dropout(settings.dropout, seed=settings.seed)(hidden)
     of_region = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="output")(hidden)
-    line = layers.Dense(
-        1,
-        kernel_initializer=keras.initializers.Constant(_FIRST_SLOPE),
-        bias_initializer=keras.initializers.Constant(-_FIRST_SLOPE * _FIRST_THRESHOLD),
-        name="line",
-    )(cosine)
-    return keras.Model([left, right], layers.Add()([line, of_region]))
+    return keras.Model([left, right, crowding], layers.Add()([line, of_region]))
+
+
+def _first_line(shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """The slopes of cosine and crowding that the training starts from."""
+    return ops.convert_to_tensor(np.array([[_FIRST_SLOPE], [0.0]], np.float32).reshape(shape), dtype=dtype)
 
 
 class _PairBatches(keras.utils.PyDataset):
     """Batches of pairs in a new order each epoch, a function of the seed."""
 
-    def __init__(self, pairs: TrainingPairs, *, seed: int) -> None:
+    def __init__(self, pairs: TrainingPairs, crowding: NDArray[np.float32], *, seed: int) -> None:
         super().__init__()
         self._pairs = pairs
+        self._crowding = crowding
         self._rng = np.random.default_rng(seed)
         self.on_epoch_end()
 
@@ -188,15 +212,18 @@ class _PairBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
         pairs, chosen = self._pairs, self._order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
-        inputs = (pairs.rows[pairs.left[chosen]], pairs.rows[pairs.right[chosen]])
+        left, right = pairs.left[chosen], pairs.right[chosen]
+        inputs = (pairs.rows[left], pairs.rows[right], (self._crowding[left] + self._crowding[right])[:, None])
         return inputs, pairs.is_same[chosen].astype(np.float32)[:, None], pairs.weight[chosen]
 
 
-def _train_member(pairs: TrainingPairs, settings: ClassifierSettings, *, seed: int) -> PairClassifier:
+def _train_member(
+    pairs: TrainingPairs, crowding: NDArray[np.float32], settings: ClassifierSettings, *, seed: int
+) -> PairClassifier:
     keras.utils.set_random_seed(seed)
     dim = pairs.rows.shape[1]
     network = pair_network(dim, settings)
-    batches = _PairBatches(pairs, seed=seed)
+    batches = _PairBatches(pairs, crowding, seed=seed)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.epochs * len(batches))
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["line"])
@@ -206,15 +233,18 @@ def _train_member(pairs: TrainingPairs, settings: ClassifierSettings, *, seed: i
         jit_compile=keras.backend.backend() == "jax",
     )
     network.fit(batches, epochs=settings.epochs, shuffle=False, verbose=0)
-    projection, bias = network.get_layer("hidden").get_weights()
-    (output,) = network.get_layer("output").get_weights()
-    slope, intercept = network.get_layer("line").get_weights()
-    if not np.isfinite(output).all():
+    slopes, intercept = network.get_layer("line").get_weights()
+    if settings.hidden == 0:
+        projection, bias, output = np.empty((dim, 0), np.float32), np.empty(0, np.float32), np.empty((0, 1), np.float32)
+    else:
+        projection, bias = network.get_layer("hidden").get_weights()
+        (output,) = network.get_layer("output").get_weights()
+    if not all(np.isfinite(array).all() for array in (slopes, output)):
         raise ClassifierError("the training ended in numbers that are not finite; lower learning_rate")
     return PairClassifier(
         projection=projection * np.float32(np.sqrt(dim)),
         bias=bias,
         output=output[:, 0],
-        line=np.concatenate([slope[:, 0], intercept]),
+        line=np.concatenate([slopes[:, 0], intercept]),
         embedder_digest="",
     )

@@ -1,16 +1,24 @@
-"""The contrastive loss with an entropy regulariser that spreads embeddings over the sphere.
+"""The contrastive loss, with an entropy regulariser that spreads embeddings over the sphere, and the threshold loss.
+
+The contrastive loss asks that the other view come first; a user's one threshold asks more: that the cosines of all
+true pairs lie above those of all false ones, whatever photos they are of. That is what the threshold loss asks.
 
 Sources: NT-Xent, Chen et al., arXiv 2002.05709, eq. 1; the KoLeo differential-entropy term,
-Sablayrolles et al., arXiv 1806.03198, eq. 2; their sum for copy detection, SSCD, Pizzi et al., arXiv 2202.10261, eq. 5.
+Sablayrolles et al., arXiv 1806.03198, eq. 2; their sum for copy detection, SSCD, Pizzi et al., arXiv 2202.10261, eq. 5;
+the pairwise logistic loss, SigLIP, Zhai et al., arXiv 2303.15343, eq. 1.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from embed.keras_backend import ops
 
 Tensor = Any
+
+THRESHOLD: Final = 0.8
+THRESHOLD_WIDTH: Final = 0.05
+"""Cosines so far from the threshold, and farther on the wrong side, are pulled at with nearly full force."""
 
 
 def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float, entropy_weight: float) -> Tensor:
@@ -31,3 +39,19 @@ def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float, entro
     distance = ops.sqrt(ops.maximum(2.0 - 2.0 * nearest, 1e-6))
     entropy = ops.mean(ops.log(distance))
     return info_nce - entropy_weight * entropy
+
+
+def threshold_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Scalar logistic loss of all pairs of rows of two views, as in `contrastive_loss`.
+
+    A true pair below `THRESHOLD`, or a false one above it, costs its distance from it in units of `THRESHOLD_WIDTH`.
+    False pairs are summed for each row, not averaged: a few above the threshold are what spoils the precision.
+    """
+    n = ops.shape(first)[0]
+    rows = ops.concatenate([first, second], axis=0)
+    similarity = ops.matmul(rows, ops.transpose(rows))
+    itself = ops.eye(2 * n)
+    is_false = 1.0 - itself - ops.roll(itself, n, axis=0)
+    above = ops.sum(is_false * ops.softplus((similarity - THRESHOLD) / THRESHOLD_WIDTH), axis=1)
+    below = ops.softplus((THRESHOLD - ops.sum(first * second, axis=1)) / THRESHOLD_WIDTH)
+    return ops.mean(below) + ops.mean(above)

@@ -26,7 +26,7 @@ from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
 from embed.training.composed import with_lookalikes
 from embed.training.lookalikes import lookalike_order
-from embed.training.loss import contrastive_loss
+from embed.training.loss import contrastive_loss, threshold_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
 from embed.whitening import principal_rotation
 
@@ -44,6 +44,7 @@ _RANGES: Final = {
     "weight_decay": (0.0, 1.0),
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
+    "threshold_weight": (0.0, 100.0),
     "group_size": (1, 65_536),
     "num_composed": (0, 1_000_000),
     "max_gradient_norm": (1e-3, 1e6),
@@ -62,7 +63,7 @@ class TrainingSettings:
     With a `group_size` above 1 batches are made of groups of that many look-alikes. With `frozen_statistics` batch norm
     keeps the mean and variance it started from, so that the network trained is the network used: batch norm would take
     away what the look-alikes of a batch have in common, and the network would learn to rely on that. `num_composed`
-    look-alikes are made of the photos beforehand.
+    look-alikes are made of the photos beforehand. A `threshold_weight` above 0 is for going on from trained weights.
     """
 
     size: int = 112
@@ -76,6 +77,7 @@ class TrainingSettings:
     weight_decay: float = 0.02
     temperature: float = 0.08
     entropy_weight: float = 0.5
+    threshold_weight: float = 0.0
     dtype: str = "bfloat16"
     group_size: int = 1
     num_composed: int = 0
@@ -128,14 +130,13 @@ class CopyDetector(keras.Model):
         sample_weight: Tensor = None,  # noqa: ARG002
         training: bool = True,  # noqa: ARG002
     ) -> Tensor:
-        """The contrastive loss of a batch's two views."""
+        """The loss of a batch's two views."""
+        settings = self.settings
         first, second = ops.split(y_pred, 2, axis=0)
-        return contrastive_loss(
-            first,
-            second,
-            temperature=self.settings.temperature,
-            entropy_weight=self.settings.entropy_weight,
-        )
+        loss = contrastive_loss(first, second, temperature=settings.temperature, entropy_weight=settings.entropy_weight)
+        if settings.threshold_weight:
+            loss += settings.threshold_weight * threshold_loss(first, second)
+        return loss
 
 
 class _EachEpoch(keras.callbacks.Callback):

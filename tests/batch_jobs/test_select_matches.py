@@ -48,7 +48,7 @@ def test_the_embedders_scorer_decides(codes: Path) -> None:
         projection=np.eye(2, dtype=np.float32),
         bias=np.zeros(2, np.float32),
         output=np.array([2.0, 0.0], np.float32),
-        line=np.array([1.0, 0.0], np.float32),
+        line=np.array([1.0, 0.0, 0.0], np.float32),
         embedder_digest="",
     )
     promise = Promise(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs.errors import WorkspaceError
+from batch_jobs.errors import LeaseLostError, WorkspaceError
 from batch_jobs.workspace import StepOutput, Workspace, published_file, write_json
 
 INPUTS = {"seed": 1}
@@ -149,3 +149,18 @@ def test_a_published_file_is_whole_or_absent(tmp_path: Path) -> None:
         file.write("half")  # type: ignore[call-overload]
     assert json.loads(path.read_text()) == {"version": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_lost_its_lease_commits_nothing(tmp_path: Path) -> None:
+    """A run that was taken over while it worked stops before its step becomes visible."""
+    writer = CountingWriter()
+
+    def lose(folder: Path) -> Mapping[str, Any]:
+        held = tmp_path / ".leases" / "run" / "00000001.json"
+        held.with_name("00000002.json").write_bytes(held.read_bytes())
+        return writer(folder)
+
+    with Workspace(tmp_path) as workspace, pytest.raises(LeaseLostError, match="was taken over"):
+        workspace.step("numbers", inputs=INPUTS, write=lose, tables=("numbers",))
+    assert writer.calls == 1
+    assert [path for path in (tmp_path / "steps").iterdir() if not path.name.startswith(".")] == []

@@ -43,6 +43,14 @@ def test_files_of_one_picture_are_one_group(photos: list[Path], tmp_path: Path) 
     assert Counter(truth.original_of.values()) == {"00000-original.png": 10, "00001-original.png": 5}
 
 
+def test_labelled_photos_and_their_copies_are_not_judged(photos: list[Path], tmp_path: Path) -> None:
+    """The pair is named by the groups that the photos are in."""
+    out = tmp_path / "out"
+    out.mkdir()
+    truth = write_copies(photos, out, seed=0, linked=[(1, 2)])
+    assert truth.unjudged == {("00000-original.png", "00001-original.png")}
+
+
 def test_a_copy_counts_only_in_the_cluster_of_its_own_original() -> None:
     """A copy in another cluster, or in none, is not with its original."""
     clusters = [["00000-original.png", "00000-mirrored.jpg", "00001-mirrored.jpg"], ["00001-original.png", "x-y.jpg"]]

@@ -49,6 +49,15 @@ def test_images_that_nothing_belongs_to_need_not_be_found() -> None:
     assert score_clusters([], Truth({"a": "a", "b": "b"})).recall == 1.0
 
 
+def test_unjudged_pairs_count_neither_way() -> None:
+    """`a` and `b` may share a cluster, `c` may not."""
+    truth = Truth(TRUTH.original_of, frozenset({("a", "b")}))
+    clusters = [["a", "a1", "a2", "b", "b1", "c"]]
+    metrics = score_clusters(clusters, truth)
+    assert (metrics.num_found_pairs, metrics.num_correct_pairs) == (9, 4)
+    assert {*wrong_pairs(clusters, truth)} == {("a", "c"), ("a1", "c"), ("a2", "c"), ("b", "c"), ("b1", "c")}
+
+
 @given(labels=st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 3)), max_size=14))
 def test_the_counts_equal_looking_at_every_pair(labels: list[tuple[str, int]]) -> None:
     """The counts by group sizes and the walk over all pairs agree."""

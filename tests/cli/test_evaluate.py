@@ -56,6 +56,21 @@ def test_json_holds_recall_by_kind_with_intervals_and_what_was_rejected(photos: 
     assert 0 <= low <= at_99["by_kind"]["JPEG 30"]["recall"] <= high <= 1
 
 
+def test_labelled_near_duplicates_among_the_photos_are_no_mistakes(
+    photos: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """A slightly cropped twin is a false match until its label says otherwise."""
+    twin = Image.open(photos / "0.png").crop((8, 8, 240, 180))
+    twin.save(photos / "twin.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("a,b,label\n0.png,twin.png,1\n")
+    given = (photos, "--descriptor", "phash", "--json")
+    without, with_labels = (json.loads(invoke(*given, *more).stdout) for more in ((), ("--labels", labels)))
+    recall = [figures["results"][0]["recall_at"][1]["recall"] for figures in (without, with_labels)]
+    assert recall[0] < recall[1]
+    assert (without.get("labelled pairs"), with_labels["labelled pairs"]) == (None, 1)
+
+
 def test_the_same_seed_gives_the_same_figures(photos: Path, invoke: Invoke) -> None:
     """Edits, draws and intervals depend on the seed alone; only the speed differs."""
 

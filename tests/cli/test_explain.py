@@ -65,3 +65,28 @@ def test_pairs_are_labelled_in_their_order(photos: Path) -> None:
         ("cat.png", "notes.jpg", "unsure"),
     ]
     assert rows[0]["is_mirrored"] == "true"
+
+
+@pytest.mark.tensorflow
+def test_the_most_similar_pairs_of_a_folder_are_labelled(photos: Path, tiny_embedder: str, tmp_path: Path) -> None:
+    """So many rows, of readable images below the folder alone."""
+    output = tmp_path / "labels.csv"
+    arguments = ["--images", str(photos), "--most-similar", "2", "--embedder", tiny_embedder, "--output", str(output)]
+    CliRunner().invoke(label_pairs.command, arguments, catch_exceptions=False)
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert {name for row in rows for name in (row["a"], row["b"])} <= {"cat.png", "dog.png", "tac.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "give either the CSV PAIRS or --most-similar"),
+        (["--most-similar", "5"], "--most-similar needs --images"),
+    ],
+)
+def test_pairs_come_from_one_place(given: list[str], said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(label_pairs.command, [*given, "--output", str(tmp_path / "labels.csv")])
+    assert result.exit_code == 2
+    assert said in result.output

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from cli import models, train_embedder
 from cli.exit_codes import ExitCode
-from embed.embedder_dir import create_embedder_dir, describe_embedder
+from embed.calibration.calibration import Calibration, Promise
+from embed.embedder_dir import create_embedder_dir, describe_embedder, extend_embedder_dir
 from embed.errors import EmbedderError, LineageError
 from embed.lineage import Lineage, ModelKind, record, write_lineage
 
@@ -123,21 +124,54 @@ def test_a_lineage_of_other_files_is_not_believed(trained: Path, tracking_uri: s
     shown = run_json("show", trained, tracking_uri=tracking_uri)["models"][0]
     assert (shown["digest"], shown["is_foreign_lineage"]) == (describe_embedder(trained).digest, True)
     text = run("show", trained, tracking_uri=tracking_uri).stdout
-    assert f"describes another model, {before[:12]}" in text
+    assert f"describes another embedder, {before[:12]}" in text
     compared = run("compare", trained, "vgg_copy", tracking_uri=tracking_uri)
-    assert f"describes another model, {before[:12]}" in compared.stderr
+    assert f"describes another embedder, {before[:12]}" in compared.stderr
     assert "abababab" not in compared.stdout
 
 
-def test_all_models_of_a_directory_are_shown(trained: Path, tracking_uri: str) -> None:
-    """A calibration that lies with its embedder is shown with it."""
-    write_lineage(trained, Lineage(kind=ModelKind.CALIBRATION, digest="c" * 64))
+@pytest.fixture
+def calibrated(trained: Path, tmp_path: Path) -> Path:
+    """The embedder with a calibration and its lineage."""
+    spec = describe_embedder(trained)
+    promise = Promise(
+        target=0.99,
+        precision=0.995,
+        lower_bound=0.99,
+        upper_bound=1.0,
+        recall=0.8,
+        true_pairs_per_query=1.0,
+        corpus_size=100,
+    )
+    calibration = Calibration(
+        method="logistic",
+        raw_scores=(0.0, 1.0),
+        probabilities=(0.0, 1.0),
+        threshold=0.6,
+        promise=promise,
+        scored_by=spec.digest,
+    )
+    written = extend_embedder_dir(spec, tmp_path / "calibrated", calibration=calibration)
+    write_lineage(written.directory, Lineage(kind=ModelKind.CALIBRATION, digest=calibration.digest))
+    return written.directory
 
-    shown = run_json("show", trained, tracking_uri=tracking_uri)["models"]
-    assert [(model["kind"], model["digest"]) for model in shown] == [
-        ("embedder", describe_embedder(trained).digest),
-        ("calibration", "c" * 64),
+
+def test_all_models_of_a_directory_are_shown(calibrated: Path, tracking_uri: str) -> None:
+    """A calibration that lies with its embedder is shown with it."""
+    shown = run_json("show", calibrated, tracking_uri=tracking_uri)["models"]
+    digest = hashlib.sha256((calibrated / "calibration.json").read_bytes()).hexdigest()
+    assert [(model["kind"], model["digest"], model["is_foreign_lineage"]) for model in shown] == [
+        ("embedder", describe_embedder(calibrated).digest, False),
+        ("calibration", digest, False),
     ]
+
+
+def test_a_lineage_of_another_calibration_is_not_believed(calibrated: Path, tracking_uri: str) -> None:
+    path = calibrated / "calibration.json"
+    path.write_text(path.read_text().replace("0.6", "0.7"))
+    shown = run_json("show", calibrated, tracking_uri=tracking_uri)["models"][1]
+    assert (shown["kind"], shown["is_foreign_lineage"]) == ("calibration", True)
+    assert "describes another calibration" in run("show", calibrated, tracking_uri=tracking_uri).stdout
 
 
 def test_names_cannot_drive_the_terminal(tmp_path: Path, tracking_uri: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def classifier_for(spec: EmbedderSpec, *, slope: float = 10.0) -> PairClassifier
         projection=rng.normal(size=(DIM, 4)).astype(np.float32),
         bias=np.zeros(4, np.float32),
         output=rng.normal(size=4).astype(np.float32),
-        line=np.array([slope, -5.0], np.float32),
+        line=np.array([slope, 0.0, -5.0], np.float32),
         embedder_digest=spec.digest,
     )
 
@@ -121,3 +122,34 @@ def test_a_calibration_of_other_scores_is_refused(spec: EmbedderSpec, tmp_path: 
 def test_an_existing_directory_is_never_overwritten(spec: EmbedderSpec) -> None:
     with pytest.raises(EmbedderError, match="already exists"):
         extend_embedder_dir(spec, spec.directory, min_score=0.5)
+
+
+def test_pairs_too_far_apart_cost_nothing_and_the_others_score_the_same(spec: EmbedderSpec) -> None:
+    scorer = PairScorer(classifier_for(spec))
+    rows = np.random.default_rng(3).normal(1, 1, (40, DIM)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    left, right = np.random.default_rng(4).integers(0, 40, (2, 100))
+    cosines = np.einsum("nd,nd->n", rows[left], rows[right])
+    above = scorer.scores_above(cosines, rows, rows, left, right, lowest_similarity=0.6)
+    projected = scorer.project(rows)
+    every = scorer.scores(cosines, projected, projected, left, right)
+    assert 0 < (cosines >= 0.6).sum() < 100
+    np.testing.assert_allclose(above[cosines >= 0.6], every[cosines >= 0.6], rtol=1e-5)
+    assert (above[cosines < 0.6] < 1e-6).all()
+
+
+@pytest.mark.parametrize("min_score", [0.2, 0.5, 0.9])
+def test_below_the_lowest_similarity_nothing_reaches_the_score(spec: EmbedderSpec, min_score: float) -> None:
+    """With a classifier of no hidden units, whose logit the cosine bounds."""
+    plain = replace(
+        classifier_for(spec),
+        projection=np.empty((DIM, 0), np.float32),
+        bias=np.empty(0, np.float32),
+        output=np.empty(0, np.float32),
+    )
+    cosines = np.linspace(0.3, 1.0, 200, dtype=np.float32)
+    nothing, places = np.zeros((200, 1), np.float32), np.arange(200)
+    found = PairScorer(plain).scores(cosines, nothing, nothing, places, places)
+    lowest = PairScorer(plain).lowest_similarity(min_score)
+    assert not (found[cosines < lowest] >= min_score).any()
+    assert (found[cosines > lowest + 1e-3] >= min_score).all()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from batch_jobs.build_index import index_folder
+from batch_jobs.gpus import DISCOVERY_SCRIPT, HELD_GPUS
+from batch_jobs.memory import executor_settings
 from service.settings import ServeSettings
 from tests.k8s.kustomize import K8S, OVERLAYS, Object, containers, named, overlay, pod_spec
 
@@ -178,13 +180,32 @@ def test_spark_is_the_locked_one(lock: str) -> None:
 
 
 def test_the_gpu_variant_gives_each_executor_a_gpu() -> None:
-    """On production's executors, not on the driver; the other overlays ask for none."""
+    """Production's executors ask Spark for one, so that it is assigned to tasks; the other overlays ask for none."""
     for name in OVERLAYS:
         template = named(overlay(name), "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
-        gpu = {"name": "nvidia.com/gpu", "quantity": 1} if name == "production" else None
-        assert template["executor"].get("gpu") == gpu
-        assert "gpu" not in template["driver"]
+        settings = template.get("sparkConf", {})
+        assert settings.get(HELD_GPUS) == ("1" if name == "production" else None)
+        script = settings.get("spark.executor.resource.gpu.discoveryScript")
+        installed = template["mainApplicationFile"].removeprefix("local://").removesuffix("pipeline.py")
+        assert script == (f"{installed}{DISCOVERY_SCRIPT.name}" if name == "production" else None)
+        assert "gpu" not in {**template["driver"], **template["executor"]}
         assert ("spark-gpu" in template["image"]) == (name == "production")
+
+
+def test_spark_executors_have_the_memory_of_their_tasks() -> None:
+    """What is asked for covers the largest batches of every step, on each of the executor's cores."""
+    for name in OVERLAYS:
+        executor = named(overlay(name), "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]["executor"]
+        needed = executor_settings(num_cores=executor["cores"])
+        for field, setting in (
+            ("memory", "spark.executor.memory"),
+            ("memoryOverhead", "spark.executor.memoryOverhead"),
+        ):
+            assert mebibytes(executor[field]) >= mebibytes(needed[setting]), f"{name}: {field}"
+
+
+def mebibytes(size: str) -> int:
+    return int(size[:-1]) * {"m": 1, "g": 1024}[size[-1]]
 
 
 def test_servers_and_jobs_share_one_workspace() -> None:

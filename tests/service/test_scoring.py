@@ -62,7 +62,7 @@ def crowded_around(row: np.ndarray) -> PairClassifier:
         projection=row[:, None].astype(np.float32),
         bias=np.array([-0.9], np.float32),
         output=np.array([-200.0], np.float32),
-        line=np.array([20.0, -10.0], np.float32),
+        line=np.array([20.0, 0.0, -10.0], np.float32),
         embedder_digest=DIGEST,
     )
 
@@ -104,7 +104,7 @@ def test_a_classifier_of_another_embedder_is_refused(serve: Serve) -> None:
         projection=np.zeros((DIM, 1), np.float32),
         bias=np.zeros(1, np.float32),
         output=np.zeros(1, np.float32),
-        line=np.zeros(2, np.float32),
+        line=np.zeros(3, np.float32),
         embedder_digest="cd" * 32,
     )
     with pytest.raises(GenerationRefused, match=r"pair_classifier\.npz was trained on embedder cdcdcdcdcdcd"):

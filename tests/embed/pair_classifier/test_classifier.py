@@ -14,10 +14,12 @@ from embed.errors import ClassifierError, EmbedderError
 from embed.pair_classifier.classifier import (
     HOPELESS,
     MIN_SIMILARITY,
+    Background,
     PairClassifier,
     classifier_bytes,
     read_classifier,
 )
+from lsh.codes import quantize
 
 DIM, HIDDEN = 16, 5
 DIGEST = "ab" * 32
@@ -37,9 +39,23 @@ def classifier() -> PairClassifier:
         projection=rng.normal(size=(DIM, HIDDEN)).astype(np.float32),
         bias=rng.normal(size=HIDDEN).astype(np.float32),
         output=rng.normal(size=HIDDEN).astype(np.float32),
-        line=np.array([20.0, -15.0], np.float32),
+        line=np.array([20.0, -4.0, -15.0], np.float32),
         embedder_digest=DIGEST,
+        background=Background(codes_of(unit_rows(30, seed=9))),
     )
+
+
+def codes_of(rows: NDArray[np.float32]) -> NDArray[np.int8]:
+    codes: NDArray[np.int8] = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    return codes
+
+
+def slow_crowding(classifier: PairClassifier, row: NDArray[Any]) -> float:
+    """The mean of the three greatest cosines of the row's code with the background, in double precision."""
+    assert classifier.background is not None
+    code, others = codes_of(row[None])[0].astype(np.float64), classifier.background.codes.astype(np.float64)
+    cosines = others @ code / np.linalg.norm(others, axis=1) / np.linalg.norm(code)
+    return max(float(np.mean(sorted(cosines)[-3:])), 0.3)
 
 
 def slow_logit(classifier: PairClassifier, left: NDArray[Any], right: NDArray[Any]) -> float:
@@ -50,7 +66,8 @@ def slow_logit(classifier: PairClassifier, left: NDArray[Any], right: NDArray[An
         return HOPELESS
     direction = (left + right) / np.linalg.norm(left + right)
     hidden = np.maximum(direction @ classifier.projection + classifier.bias, 0)
-    return float(classifier.line[0] * cosine + classifier.line[1] + hidden @ classifier.output)
+    crowding = slow_crowding(classifier, left) + slow_crowding(classifier, right)
+    return float(classifier.line @ (cosine, crowding, 1.0) + hidden @ classifier.output)
 
 
 def logits(classifier: PairClassifier, left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float32]:
@@ -84,12 +101,72 @@ def test_many_pairs_at_once_score_as_one_by_one(classifier: PairClassifier) -> N
 
 def test_codes_are_projected_like_the_embeddings_they_stand_for(classifier: PairClassifier) -> None:
     rows = unit_rows(50)
-    codes = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    codes = codes_of(rows)
     np.testing.assert_allclose(classifier.project(codes), classifier.project(rows), atol=0.05)
 
 
-def test_a_code_of_zeros_is_projected_to_zeros(classifier: PairClassifier) -> None:
-    assert not classifier.project(np.zeros((2, DIM), np.int8)).any()
+def test_a_code_of_zeros_is_nowhere(classifier: PairClassifier) -> None:
+    """Its crowding is the least there is, the rest zeros."""
+    projected = classifier.project(np.zeros((2, DIM), np.int8))
+    assert (projected[:, 0] == np.float32(0.3)).all()
+    assert not projected[:, 1:].any()
+
+
+def test_crowding_does_not_depend_on_the_batch(classifier: PairClassifier) -> None:
+    """Not even in the last bit: a pair's score is the same in every partition."""
+    assert classifier.background is not None
+    rows = unit_rows(1100)
+    together = classifier.background.crowding(rows)
+    for part in (slice(0, 1), slice(500, 507), slice(1023, 1100)):
+        np.testing.assert_array_equal(classifier.background.crowding(rows[part]), together[part])
+
+
+def test_embeddings_and_their_codes_have_one_crowding(classifier: PairClassifier) -> None:
+    """Uploads come as embeddings, known images as codes."""
+    assert classifier.background is not None
+    rows = unit_rows(50)
+    np.testing.assert_array_equal(classifier.background.crowding(rows), classifier.background.crowding(quantize(rows)))
+
+
+def test_the_cosine_bounds_the_logit_without_hidden_units(classifier: PairClassifier) -> None:
+    """A pair below the bound never reaches the logit, and where it is empty one just above does."""
+    bounded = replace(
+        classifier,
+        projection=np.empty((DIM, 0), np.float32),
+        bias=np.empty(0, np.float32),
+        output=np.empty(0, np.float32),
+    )
+    left, right = unit_rows(3000, seed=2), unit_rows(3000, seed=3)
+    cosines, found = np.einsum("nd,nd->n", left, right), logits(bounded, left, right)
+    for wanted in (-8.0, -4.0, 0.0):
+        assert not (found[cosines < bounded.lowest_similarity(wanted)] >= wanted).any()
+    # 20 c - 4 * 0.6 - 15 = -4
+    assert bounded.lowest_similarity(-4.0) == pytest.approx(0.67, abs=1e-3)
+    assert classifier.lowest_similarity(-4.0) == MIN_SIMILARITY
+
+
+def test_without_hidden_units_and_background_only_the_cosine_counts() -> None:
+    left, right = unit_rows(50, seed=2), unit_rows(50, seed=3)
+    plain = PairClassifier(
+        projection=np.empty((DIM, 0), np.float32),
+        bias=np.empty(0, np.float32),
+        output=np.empty(0, np.float32),
+        line=np.array([2.0, 5.0, -1.0], np.float32),
+        embedder_digest=DIGEST,
+    )
+    cosines = np.einsum("nd,nd->n", left, right)
+    expected = np.where(cosines < MIN_SIMILARITY, HOPELESS, 2 * cosines - 1)
+    np.testing.assert_allclose(logits(plain, left, right), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [np.ones((2, DIM), np.int8), np.ones((5, DIM), np.float32), np.zeros((5, DIM), np.int8), np.ones(5, np.int8)],
+)
+def test_a_background_that_cannot_be_is_refused(codes: NDArray[Any]) -> None:
+    """Too few, of another type, all zeros, no rows."""
+    with pytest.raises(ClassifierError):
+        Background(codes)
 
 
 def test_pairs_far_apart_are_hopeless(classifier: PairClassifier) -> None:
@@ -130,7 +207,8 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     [
         {"bias": np.zeros(HIDDEN + 1, np.float32)},
         {"output": np.full(HIDDEN, np.nan, np.float32)},
-        {"line": np.zeros(3, np.float32)},
+        {"line": np.zeros(2, np.float32)},
+        {"background": Background(np.ones((4, DIM + 1), np.int8))},
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(classifier: PairClassifier, change: dict[str, Any]) -> None:

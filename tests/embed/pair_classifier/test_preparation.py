@@ -10,7 +10,7 @@ import pytest
 from embed.errors import ClassifierError
 from embed.evaluation.labelled_pairs import LabelledPairs
 from embed.evaluation.planted import Described
-from embed.pair_classifier.preparation import PreparedPhotos, mark_labelled, split_photos
+from embed.pair_classifier.preparation import PreparedPhotos, mark_labelled, split_background, split_photos
 
 
 def paths(num_sources: int, num_each: int) -> list[Path]:
@@ -54,3 +54,44 @@ def test_pairs_labelled_same_or_unsure_are_no_false_pairs(tmp_path: Path) -> Non
     )
     mark_labelled(prepared, labelled)
     assert prepared.same_pairs == [(0, 1), (1, 0), (1, 3)]
+
+
+def prepared_photos(num_edited: int, num_others: int) -> PreparedPhotos:
+    rows = np.random.default_rng(0).normal(size=(num_edited + num_others, 8)).astype(np.float32)
+    described = Described(edited=rows[:num_edited, None], corpus=rows, images_per_second=1.0)
+    files = [Path(f"{number}.jpg") for number in range(len(rows))]
+    return PreparedPhotos(files, described, np.zeros((num_edited, len(rows)), np.bool_))
+
+
+def test_the_background_is_taken_out_of_the_photos_that_were_not_edited() -> None:
+    """No photo is both crowded and a part of the crowd."""
+    prepared = prepared_photos(5, 20)
+    rest, background = split_background(prepared, [], num=8)
+    assert background is not None
+    assert background.codes.shape == (8, 8)
+    assert rest.paths == [*prepared.paths[:5], *prepared.paths[13:]]
+    np.testing.assert_array_equal(rest.described.corpus, prepared.described.corpus[[*range(5), *range(13, 25)]])
+    assert rest.same.shape == (5, 17)
+
+
+def test_labelled_images_stay_out_of_the_background() -> None:
+    prepared = prepared_photos(2, 10)
+    labelled = LabelledPairs(
+        images=(prepared.paths[2], prepared.paths[3]),
+        left=np.array([0]),
+        right=np.array([1]),
+        is_same=np.array([False]),
+        kinds=("pairs",),
+        kind=np.array([0]),
+        unsure=np.empty((0, 2), np.int64),
+    )
+    rest, _ = split_background(prepared, [labelled], num=4)
+    assert rest.paths == [*prepared.paths[:4], *prepared.paths[8:]]
+
+
+def test_half_of_the_others_stay_to_mislead_and_too_few_make_no_background() -> None:
+    rest, background = split_background(prepared_photos(2, 9), [], num=6000)
+    assert background is not None
+    assert (len(background.codes), len(rest.paths)) == (4, 7)
+    few = prepared_photos(2, 5)
+    assert split_background(few, [], num=6000) == (few, None)

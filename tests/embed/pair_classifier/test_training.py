@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embed.errors import ClassifierError
+from embed.pair_classifier.classifier import Background, as_codes
 from embed.pair_classifier.training import (
     ClassifierSettings,
     TrainingPairs,
@@ -50,24 +51,31 @@ def two_regions(seed: int, *, num: int = 6000) -> TrainingPairs:
     return TrainingPairs(rows, np.arange(num), num + np.arange(num), is_same, np.ones(num, np.float32))
 
 
-def test_numpy_computes_what_keras_learned() -> None:
-    pairs = two_regions(0, num=512)
-    member = _train_member(pairs, replace(SETTINGS, epochs=1), seed=3)
-    network = pair_network(DIM, SETTINGS)
-    network.get_layer("hidden").set_weights([member.projection / np.float32(np.sqrt(DIM)), member.bias])
-    network.get_layer("output").set_weights([member.output[:, None]])
-    network.get_layer("line").set_weights([member.line[:1, None], member.line[1:]])
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_numpy_computes_what_keras_learned(hidden: int) -> None:
+    pairs, background = two_regions(0, num=512), Background(as_codes(two_regions(5, num=40).rows))
+    settings = replace(SETTINGS, epochs=1, hidden=hidden)
+    crowding = background.crowding(pairs.rows)
+    member = _train_member(pairs, crowding, settings, seed=3)
+    network = pair_network(DIM, settings)
+    if hidden:
+        network.get_layer("hidden").set_weights([member.projection / np.float32(np.sqrt(DIM)), member.bias])
+        network.get_layer("output").set_weights([member.output[:, None]])
+    network.get_layer("line").set_weights([member.line[:2, None], member.line[2:]])
     left, right = pairs.rows[pairs.left], pairs.rows[pairs.right]
-    expected = network.predict([left, right], verbose=0)[:, 0]
-    np.testing.assert_allclose(PairScorer(member).pairs(left, right), expected, atol=1e-3)
+    of_both = crowding[pairs.left] + crowding[pairs.right]
+    expected = network.predict([left, right, of_both[:, None]], verbose=0)[:, 0]
+    scorer = PairScorer(replace(member, background=background))
+    np.testing.assert_allclose(scorer.pairs(left, right), expected, atol=1e-3)
 
 
 def test_the_mean_of_the_members_is_the_classifier() -> None:
     pairs = two_regions(0, num=512)
     settings = replace(SETTINGS, epochs=1)
     left, right = pairs.rows[pairs.left], pairs.rows[pairs.right]
+    none = np.zeros(len(pairs.rows), np.float32)
     together = PairScorer(train_classifier(pairs, settings, embedder_digest="")).pairs(left, right)
-    each = [PairScorer(_train_member(pairs, settings, seed=seed)).pairs(left, right) for seed in (0, 1)]
+    each = [PairScorer(_train_member(pairs, none, settings, seed=seed)).pairs(left, right) for seed in (0, 1)]
     np.testing.assert_allclose(together, np.mean(each, axis=0), atol=1e-3)
 
 
@@ -82,6 +90,19 @@ def test_it_learns_a_threshold_that_depends_on_the_region() -> None:
     cosines = PairScorer().pairs(left, right)
     best_of_cosine = max(np.mean((cosines > threshold) == unseen.is_same) for threshold in np.linspace(0.5, 1, 101))
     assert right_share > best_of_cosine + 0.05
+
+
+def test_it_learns_to_ask_more_where_it_is_crowded() -> None:
+    """A background in the region of the look-alikes alone is enough, without hidden units."""
+    pairs = two_regions(0)
+    of_region_0 = two_regions(7).rows[:6000]
+    background = Background(as_codes(of_region_0[of_region_0[:, 0] > of_region_0[:, 1]][:100]))
+    settings = replace(SETTINGS, hidden=0, epochs=25, learning_rate=1e-1)
+    classifier = train_classifier(pairs, settings, embedder_digest="", background=background)
+    assert classifier.line[1] < 0 < classifier.line[0]
+    unseen = two_regions(1)
+    found = PairScorer(classifier).pairs(unseen.rows[unseen.left], unseen.rows[unseen.right]) > 0
+    assert np.mean(found == unseen.is_same) > 0.9
 
 
 def test_the_same_seed_gives_the_same_classifier() -> None:

@@ -65,3 +65,36 @@ def test_collapse_is_finite() -> None:
     same = np.tile(unit_rows(1, 8, 0), (4, 1))
 
     assert math.isfinite(float(contrastive_loss(same, same, temperature=0.06, entropy_weight=0.5)))
+
+
+def test_threshold_loss_equals_its_numpy_twin() -> None:
+    """One pair at a time: softplus of how far each lies on the wrong side."""
+    from embed.training.loss import THRESHOLD, THRESHOLD_WIDTH, threshold_loss
+
+    first = unit_rows(5, 3, 0)
+    second = first + 0.3 * unit_rows(5, 3, 1)
+    second /= np.linalg.norm(second, axis=1, keepdims=True)
+    rows, expected = np.concatenate([first, second]).astype(np.float64), 0.0
+    for i in range(10):
+        for j in range(10):
+            beyond = (rows[i] @ rows[j] - THRESHOLD) / THRESHOLD_WIDTH
+            if i == j:
+                continue
+            is_true = abs(i - j) == 5
+            expected += math.log1p(math.exp(-beyond if is_true else beyond))
+
+    assert float(threshold_loss(first, second)) == pytest.approx(expected / 10, rel=1e-4)
+
+
+def test_threshold_loss_asks_for_one_threshold_for_all_photos() -> None:
+    """Two photos whose true pairs are farther apart than the false pair of two others: ranked first, yet costly."""
+    from embed.training.loss import threshold_loss
+
+    def at(*degrees: float) -> NDArray[np.float32]:
+        angles = np.radians(degrees)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    ranked = float(threshold_loss(at(0, 20, 120), at(5, 25, 165)))
+    separated = float(threshold_loss(at(0, 60, 120), at(5, 65, 125)))
+
+    assert ranked > 10 * separated

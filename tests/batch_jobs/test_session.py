@@ -1,0 +1,53 @@
+"""Tests of the settings of our own sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batch_jobs.memory import executor_settings
+from batch_jobs.session import BYTES_PER_ARROW_BATCH, own_settings, runs_locally
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.mark.parametrize(
+    ("master", "locally"),
+    [("local", True), ("local[*]", True), ("local[2]", True), ("local-cluster[2,1,1024]", False), ("yarn", False)],
+)
+def test_only_a_master_without_other_processes_is_local(master: str, locally: bool) -> None:
+    """`local-cluster` starts executors of its own."""
+    assert runs_locally(master) is locally
+
+
+def test_executors_of_a_cluster_get_the_memory_of_one_task(tmp_path: Path) -> None:
+    """One core each, so that every machine can run some; nothing that holds on this machine alone is sent there."""
+    settings = own_settings("spark://host:7077", tmp_path / "spark.log")
+    assert executor_settings(num_cores=1).items() <= settings.items()
+    assert not {"spark.driver.host", "spark.driver.bindAddress", "spark.local.dir"} & settings.keys()
+
+
+def test_a_local_session_listens_on_this_machine_alone(tmp_path: Path) -> None:
+    """No port is open to others, and temporary files stay in the workspace."""
+    settings = own_settings("local[2]", tmp_path / "spark.log")
+    assert settings["spark.driver.host"] == settings["spark.driver.bindAddress"] == "127.0.0.1"
+    assert settings["spark.local.dir"] == str(tmp_path / ".spark")
+    assert "spark.executor.memory" not in settings
+
+
+@pytest.mark.spark
+def test_spark_hands_python_a_bounded_number_of_bytes(spark: SparkSession) -> None:
+    """A table of large images must not fill a worker with one batch of two thousand rows."""
+    import pyarrow as pa
+
+    def sizes(batches):  # type: ignore[no-untyped-def]
+        for batch in batches:
+            yield pa.RecordBatch.from_pylist([{"num_bytes": batch.nbytes}])
+
+    rows = spark.sql("SELECT repeat('x', 8000000) AS content FROM range(0, 40, 1, 1)")
+    num_bytes = [row["num_bytes"] for row in rows.mapInArrow(sizes, "num_bytes long").collect()]
+    assert sum(num_bytes) > 40 * 8_000_000
+    assert max(num_bytes) <= 1.25 * BYTES_PER_ARROW_BATCH
