@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from batch_jobs.cluster_matches import Contents, contents_of
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import embedding_rows
-from batch_jobs.nights import Known, Night, current_night, known_of, live_images, read_docs, read_nights
+from batch_jobs.nights import Known, Night, current_night, known_of, live_images, night_of_run, read_docs
 from batch_jobs.run_records import find_record, list_records, record_path
 from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
@@ -79,7 +79,7 @@ def build_index(
     num_tables: int = NUM_TABLES,
     probes_per_table: int = PROBES_PER_TABLE,
 ) -> Manifest:
-    """Write, verify and publish a generation of a run, the current night or the newest clusters (of this `min_score`).
+    """Write, verify and publish a generation: of the current night or the newest clusters, of `min_score`, or of a run.
 
     The workspace is open, so no run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
     """
@@ -117,22 +117,21 @@ def generation_marker(workspace: Path, run_id: str, generation_id: str) -> Path:
 
 
 def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | None = None) -> IndexedRun:
-    """The tables of a run, or of the current night, or behind the newest `cluster` step, the latter two of `min_score`.
+    """The tables of the current night, or of the run `run_id`.
 
-    Raises WorkspaceError where there is none, or its tables are gone.
+    Without nights (of this `min_score`) those behind the newest committed `cluster` step, found by way of each step's
+    inputs. Raises WorkspaceError where there is none, or its tables are gone.
     """
-    if run_id is not None:
-        record = find_record(workspace.folder, run_id)
-        night = next((one for one in read_nights(workspace.folder) if one.run_id == record.run_id), None)
-        clusters = record.table(workspace.folder, "cluster", "clusters")
-        committed = [clusters.parent / "commit.json"]
-    else:
-        night = current_night(workspace.folder)
+    night = current_night(workspace.folder) if run_id is None else night_of_run(workspace.folder, run_id)
+    if night is not None and min_score in (None, night.settings["min_score"]):
+        return _night_run(workspace, night)
+    if run_id is None:
         committed = sorted(
             workspace.steps_folder.glob("cluster-*/commit.json"), key=lambda path: path.stat().st_mtime_ns
         )
-    if night is not None and min_score in (None, night.settings["min_score"]):
-        return _night_run(workspace, night)
+    else:
+        clusters = find_record(workspace.folder, run_id).table(workspace.folder, "cluster", "clusters")
+        committed = [clusters.parent / "commit.json"]
     for commit in reversed(committed):
         clustered = _step_inputs(commit)
         if IN_NIGHTS_ONLY in clustered:

@@ -161,7 +161,10 @@ def cluster_docs(
     if before is None:
         cut = greedy_cut(num_docs, lefts, rights, scores, rank)
     else:
-        cut = updated_cut(num_docs, lefts, rights, scores, rank, before=before.canonical_rows, is_new=before.is_new)
+        # A canonical that was merged by hand is where its merge is.
+        rows = before.canonical_rows
+        canonical_rows = np.where(rows >= 0, original_docs[rows], rows)
+        cut = updated_cut(num_docs, lefts, rights, scores, rank, before=canonical_rows, is_new=before.is_new)
     canonical_docs = cut.canonical[original_docs]
     member_scores = cut.score[original_docs]
     sizes = np.bincount(canonical_docs, minlength=num_docs)

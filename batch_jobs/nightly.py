@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from batch_jobs import catalogue, cluster_matches, embed_images, make_terms, select_matches
 from batch_jobs.changes import Changes, find_changes
-from batch_jobs.decisions import Decisions, read_decisions
+from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
 from batch_jobs.nights import (
@@ -44,7 +44,7 @@ from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import spark_session
 from batch_jobs.settings import RunSettings, digest
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
+from batch_jobs.workspace import Workspace, read_json
 from embed.errors import EmbedError
 from lsh.errors import LshError
 
@@ -102,7 +102,7 @@ class NightResults:
     outputs: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """What `run.json` holds and `--json` prints."""
+        """What `--json` prints, and `run.json` keeps as results."""
         night = self.night
         return {
             "run_id": night.run_id,
@@ -147,7 +147,6 @@ class NightPipeline(Pipeline):
         self.previous = previous
         self.options = options
         self.num_unopened = changes.num_known
-        self.has_new_decisions = has_new_decisions(workspace.folder, previous, self.decisions)
 
     def has_work(self, step: str) -> bool:
         """No step runs for images that do not exist; clusters change with any change, and with decisions about them."""
@@ -157,8 +156,8 @@ class NightPipeline(Pipeline):
         if step == embed_images.STEP:
             return catalogued.num_rows["catalogue"] > 0
         if step == cluster_matches.STEP:
-            is_changed = any(catalogued.num_rows[name] for name in CHANGING_TABLES)
-            return self.options.is_full or is_changed or self.has_new_decisions
+            is_decided_anew = self.decisions.digest != self.previous.decisions
+            return self.options.is_full or is_decided_anew or any(catalogued.num_rows[one] for one in CHANGING_TABLES)
         embedded = self.outputs.get(embed_images.STEP)
         return embedded is not None and embedded.num_rows["embeddings"] > 0
 
@@ -172,6 +171,7 @@ class NightPipeline(Pipeline):
             "previous": self.previous.night_id,
             "only": sorted(self.options.only),
             "keeps_missing": self.options.keeps_missing,
+            "is_full": self.options.is_full,
         }
 
     def clusters_before(self) -> Known | None:
@@ -182,8 +182,8 @@ class NightPipeline(Pipeline):
         return {
             "catalogue": self.outputs[catalogue.STEP].key,
             "select": selected.key if selected else None,
-            "is_full": self.options.is_full,
             "decisions": self.decisions.digest,
+            "is_full": self.options.is_full,
         }
 
     def _check_rejects(self, num_rejected: int, num_images: int) -> None:
@@ -205,8 +205,7 @@ def plan_night(settings: RunSettings, options: NightOptions) -> Plan:
         num_new=changes.num_new,
         num_touched=changes.num_touched,
         num_removed=len(changes.gone_docs),
-        has_new_decisions=previous is not None
-        and has_new_decisions(settings.workspace, previous, read_decisions(settings.workspace)),
+        has_new_decisions=previous is not None and _is_decided_anew(previous, settings.workspace),
     )
 
 
@@ -230,13 +229,10 @@ def run_nightly(
         started = time.monotonic()
         listener.stage_started("start")
         previous = current_night(workspace.folder)
-        model = model_of(source, settings)
-        shared = night_settings(settings, model)
         if previous is not None:
-            _require_same(previous, shared, settings.workspace)
+            _require_same(previous, night_settings(settings, model_of(source, settings)), settings.workspace)
         changes = _changes(workspace.folder, source, previous, options)
-        is_decided = previous is None or has_new_decisions(workspace.folder, previous, read_decisions(workspace.folder))
-        if previous is not None and changes.is_empty and not options.is_full and not is_decided:
+        if previous is not None and _is_up_to_date(previous, workspace, changes, options):
             results = _unchanged(previous, workspace)
         else:
             with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
@@ -254,23 +250,22 @@ def run_nightly(
                 parent = previous.run_id if previous else None
                 pipeline.begin(NIGHTLY, parent=parent, options=asdict(options))
                 run = pipeline.run()
-            results = _finish(run, workspace, previous, changes, shared)
+            results = _finish(pipeline, run, previous, changes)
         if and_then is not None:
             and_then(results, workspace)
         return results
 
 
-def has_new_decisions(workspace: Path, night: Night, decisions: Decisions) -> bool:
-    """Whether people have decided about clusters since a night."""
-    return bool(_clustered(workspace, night)["inputs"].get("decisions") != decisions.digest)
+def _is_up_to_date(night: Night, workspace: Workspace, changes: Changes, options: NightOptions) -> bool:
+    return changes.is_empty and not options.is_full and not _is_decided_anew(night, workspace.folder)
 
 
-def _clustered(workspace: Path, night: Night) -> dict[str, Any]:
-    return read_json(workspace / "steps" / f"cluster-{night.clusters}" / "commit.json")
+def _is_decided_anew(night: Night, workspace: Path) -> bool:
+    return night.decisions != read_decisions(workspace).digest
 
 
 def _unchanged(night: Night, workspace: Workspace) -> NightResults:
-    figures = _clustered(workspace.folder, night)["stats"]
+    figures = read_json(workspace.steps_folder / f"cluster-{night.clusters}" / "commit.json")["stats"]
     return NightResults(night=night, is_new=False, figures=figures, rejects_by_reason={}, seconds={}, outputs={})
 
 
@@ -311,10 +306,9 @@ def _changes(workspace: Path, source: Source, previous: Night | None, options: N
     return find_changes(list_source(source), images, only=options.only, keeps_missing=options.keeps_missing)
 
 
-def _finish(
-    run: Run, workspace: Workspace, previous: Night | None, changes: Changes, shared: Mapping[str, Any]
-) -> NightResults:
+def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Changes) -> NightResults:
     """Hand the night to people, then commit it: what counts has always been handed over whole."""
+    workspace = pipeline.workspace
     clustered = run.steps.get(cluster_matches.STEP)
     if clustered is None:
         assert previous is not None  # noqa: S101 - a first night always has clusters
@@ -325,7 +319,8 @@ def _finish(
         previous=previous.night_id if previous else None,
         run_id=run.run_id,
         source=run.settings.source,
-        settings=shared,
+        settings=night_settings(run.settings, run.model),
+        decisions=pipeline.decisions.digest,
         num_parts=previous.num_parts if previous else run.steps[make_terms.STEP].stats["num_parts"],
         next_doc=(previous.next_doc if previous else 0) + run.num_catalogued,
         segments=_segments(previous, run),

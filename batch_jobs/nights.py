@@ -55,8 +55,8 @@ class NightCounts:
 class Night:
     """One finished night. `segments` are the keys of the steps that make up the whole, oldest first, by step.
 
-    `settings` is what all nights of a workspace share; `clusters` is the key of the step `cluster`. New docs start at
-    `next_doc`; terms lie in `num_parts` parts.
+    `settings` is what all nights of a workspace share, `decisions` the digest of those by hand; `clusters` is the key
+    of the step `cluster`. The run `run_id` has made it. New docs start at `next_doc`; terms lie in `num_parts` parts.
     """
 
     number: int
@@ -64,6 +64,7 @@ class Night:
     run_id: str
     source: str
     settings: Mapping[str, Any]
+    decisions: str
     num_parts: int
     next_doc: int
     segments: Mapping[str, tuple[str, ...]]
@@ -75,6 +76,11 @@ class Night:
     def night_id(self) -> str:
         """The digest of everything that the night holds."""
         return digest(asdict(self))[:KEY_LENGTH]
+
+    def folder_names(self) -> set[str]:
+        """Its folders under `steps/`."""
+        segments = {f"{step}-{key}" for step, keys in self.segments.items() for key in keys}
+        return segments | {f"cluster-{self.clusters}"}
 
     def tables(self, workspace: Path, step: str, name: str) -> tuple[str, ...]:
         """The paths of a table's segments; raises WorkspaceError where one is missing."""
@@ -173,10 +179,16 @@ def read_night(workspace: Path, night_id: str) -> Night:
     return night
 
 
-def read_nights(workspace: Path) -> list[Night]:
-    """All nights of a workspace, the first one first; raises WorkspaceError where one is damaged."""
-    names = sorted(path.stem for path in nights_folder(workspace).glob("*.json") if path.name != CURRENT)
-    return sorted((read_night(workspace, name) for name in names), key=lambda night: (night.number, night.night_id))
+def list_nights(workspace: Path) -> list[Night]:
+    """All nights of a workspace, oldest first, those that were undone included."""
+    paths = nights_folder(workspace).glob("*.json")
+    nights = [read_night(workspace, path.stem) for path in paths if path.name != CURRENT]
+    return sorted(nights, key=lambda night: (night.number, night.night_id))
+
+
+def night_of_run(workspace: Path, run: str) -> Night | None:
+    """The night that the run whose id starts with `run` has made, None where it made none."""
+    return next((night for night in list_nights(workspace) if night.run_id.startswith(run)), None)
 
 
 def commit_night(workspace: Workspace, night: Night) -> None:
@@ -199,8 +211,7 @@ def restore_night(workspace: Workspace, night: Night) -> None:
 
 def require_whole(workspace: Path, night: Night) -> None:
     """Raises WorkspaceError where a table of a night is gone."""
-    needed = [*(f"{step}-{key}" for step, keys in night.segments.items() for key in keys), f"cluster-{night.clusters}"]
-    for name in needed:
+    for name in sorted(night.folder_names()):
         if not (workspace / "steps" / name).is_dir():
             raise WorkspaceError(
                 f"{name} of night {night.night_id} is gone, so that night cannot count again; `neardup runs list` "

@@ -142,6 +142,7 @@ class Pipeline:
             "min_shared_terms": self.settings.min_shared_terms,
             "verified": self.settings.verified,
             "decisions": self.decisions.digest,
+            **self.night_inputs(),
         }
         return digest(decides)[:KEY_LENGTH]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.find_candidates import read_blocks
 from batch_jobs.make_terms import binary_values, embedding_rows
-from batch_jobs.nights import Known, Night, known_of, live_images, read_night, read_nights
+from batch_jobs.nights import Known, Night, known_of, live_images, read_night
 from batch_jobs.run_records import NIGHTLY, RunRecord
 from batch_jobs.schemas import CATALOGUE, columns
 from batch_jobs.workspace import read_json
@@ -185,13 +185,6 @@ def night_of(workspace: Path, record: RunRecord) -> Night | None:
             f"run {record.run_id} is a night that was stopped; `neardup runs resume {record.run_id}` finishes it"
         )
     return read_night(workspace, record.results["night_id"])
-
-
-def night_of_run(workspace: Path, record: RunRecord) -> Night | None:
-    """As `night_of`, and the first night as well where `neardup dedup` had made its run before."""
-    return night_of(workspace, record) or next(
-        (night for night in read_nights(workspace) if night.run_id == record.run_id), None
-    )
 
 
 def whole_of(workspace: Path, record: RunRecord) -> Known:

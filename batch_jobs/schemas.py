@@ -65,14 +65,14 @@ EDGES = "left_doc long, right_doc long, similarity float, score float, shared_te
 
 CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
 
+ASSIGNMENTS = "doc long, canonical_doc long"
+"""The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
+
 OUTCOMES = (
     "image_id string, outcome string, canonical_id string, score float, reason string, detail string, "
     "uploaded_at timestamp"
 )
 """One row per image of a stream; `outcome` is `new`, `duplicate` or `rejected`."""
-
-ASSIGNMENTS = "doc long, canonical_doc long"
-"""The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
 
 
 def columns(schema: str) -> list[str]:

@@ -169,10 +169,9 @@ def restore(*, run: str, workspace: Path, json_output: bool, dry_run: bool, yes:
 
     Lookups answer from the index that is current: `neardup index rollback` or `index build --promote` moves that.
     """
-    from batch_jobs.nights import current_night, require_whole, restore_night
+    from batch_jobs.nights import current_night, night_of_run, require_whole, restore_night
     from batch_jobs.run_diff import diff_runs
     from batch_jobs.run_records import find_record
-    from batch_jobs.run_tables import night_of_run
     from batch_jobs.workspace import Workspace, required_folder
     from cli.run_sections import describe_diff
 
@@ -180,7 +179,7 @@ def restore(*, run: str, workspace: Path, json_output: bool, dry_run: bool, yes:
         raise click.UsageError("--json asks nothing; add --dry-run or --yes")
     folder = required_folder(workspace)
     with Workspace(folder, what="going back to a night") as opened:
-        night, current = night_of_run(folder, find_record(folder, run)), current_night(folder)
+        night, current = night_of_run(folder, find_record(folder, run).run_id), current_night(folder)
         if night is None or current is None:
             raise click.UsageError(f"run {run} is no night; `neardup index build --run {run}` makes an index of it")
         if night == current:

@@ -61,8 +61,8 @@ def split_background(
     Labelled images stay. There is no background where too few photos are left for one.
     """
     num_edited = len(prepared.described.edited)
-    kept = {path for each in labelled for path in each.images}
-    free = [place for place in range(num_edited, len(prepared.paths)) if prepared.paths[place] not in kept]
+    kept = {path.resolve() for each in labelled for path in each.images}
+    free = [place for place in range(num_edited, len(prepared.paths)) if prepared.paths[place].resolve() not in kept]
     taken = free[: min(num, len(free) // 2)]
     if len(taken) < CROWD:
         return prepared, None

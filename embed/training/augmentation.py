@@ -30,7 +30,6 @@ class EditStrength:
     right_angle_rate: float
     color: float
     gray_rate: float
-    tone_rate: float
     blur_rate: float
     max_noise: float
     paste_rate: float
@@ -47,14 +46,13 @@ MILD = EditStrength(
     right_angle_rate=0.0,
     color=0.3,
     gray_rate=0.05,
-    tone_rate=0.0,
     blur_rate=0.1,
     max_noise=6.0,
     paste_rate=0.0,
     caption_rate=0.05,
 )
 STRONG = EditStrength(
-    min_area=0.22,
+    min_area=0.3,
     max_zoom_out=1.8,
     zoom_out_rate=0.25,
     max_aspect=1.5,
@@ -63,7 +61,6 @@ STRONG = EditStrength(
     right_angle_rate=0.33,
     color=0.7,
     gray_rate=0.2,
-    tone_rate=0.2,
     blur_rate=0.2,
     max_noise=8.0,
     paste_rate=0.1,
@@ -214,7 +211,7 @@ def _caption(images: Tensor, strength: EditStrength, *, seed: keras.random.SeedG
 
 
 def _color(images: Tensor, strength: EditStrength, *, seed: keras.random.SeedGenerator) -> Tensor:
-    """Brightness, contrast, saturation, tint, gamma; some images lose their colour, some get a tone such as sepia."""
+    """Brightness, contrast, saturation, tint, gamma, and for some images no colour at all."""
     spread = strength.color
     mean = ops.mean(images, axis=(1, 2), keepdims=True)
     images = (images - mean) * ops.exp(_uniform(images, -0.5, 0.4, seed=seed) * spread) + mean
@@ -223,9 +220,7 @@ def _color(images: Tensor, strength: EditStrength, *, seed: keras.random.SeedGen
     gray = ops.sum(images * ops.convert_to_tensor([0.299, 0.587, 0.114]), axis=-1, keepdims=True)
     saturation = ops.exp(_uniform(images, -0.8, 0.5, seed=seed) * spread)
     saturation = saturation * (1.0 - _chance(images, strength.gray_rate, seed=seed))
-    images = gray + (images - gray) * saturation
-    tone = _uniform(images, -0.35, 0.35, channels=3, seed=seed) * _chance(images, strength.tone_rate, seed=seed)
-    images = ops.clip(images * (1.0 + tone), 0.0, 255.0)
+    images = ops.clip(gray + (images - gray) * saturation, 0.0, 255.0)
     gamma = ops.exp(_uniform(images, -0.35, 0.35, seed=seed) * spread)
     return 255.0 * ops.power(images / 255.0 + 1e-6, gamma)
 

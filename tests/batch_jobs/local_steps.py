@@ -89,4 +89,4 @@ def use_local_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (nightly, pipeline):
         monkeypatch.setattr(module, "spark_session", _no_session)
     monkeypatch.setattr(pipeline, "watched", lambda *_: nullcontext())
-    monkeypatch.setattr(pipeline, "default_parallelism", lambda _: 2)
+    monkeypatch.setattr(pipeline, "embed_resources", lambda _: None)

@@ -15,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import nightly
+from batch_jobs.decisions import Decision, DecisionKind, record_decision
 from batch_jobs.errors import BatchError, SourceError, WorkspaceError
 from batch_jobs.nightly import NightOptions, NightResults, plan_night, run_nightly
 from batch_jobs.nights import current_night, known_of, live_images, nights_folder, read_columns
 from batch_jobs.pipeline import STEPS, run_pipeline
+from batch_jobs.run_diff import diff_runs
+from batch_jobs.run_gc import collect_garbage, find_garbage
+from batch_jobs.run_records import list_records
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
 from lsh.codes import pair_cosines, quantize
@@ -328,6 +332,60 @@ def test_members_of_a_removed_canonical_are_led_by_one_of_them(local: None, tmp_
     night_of(corpus, workspace)
     (heir,) = set(canonicals(workspace).values())
     assert heir in set("abcd") - {leader}
+
+
+def test_decisions_by_hand_hold_in_nights(local: None, tmp_path: Path) -> None:
+    """A split makes a night of its own and stays in later ones; forgotten, the images meet again."""
+    corpus = Corpus(18)
+    corpus.rows = {name: (corpus.centers[0] / np.linalg.norm(corpus.centers[0])).astype(np.float32) for name in "ab"}
+    workspace = tmp_path / "nights"
+    night_of(corpus, workspace)
+    assert canonicals(workspace) == {"a": "a", "b": "a"}
+    split = Decision(kind=DecisionKind.SPLIT, groups=(("a",), ("b",)), by="me", reason="not the same")
+    number = record_decision(workspace, split).number
+    source = workspace.with_suffix(".npz")
+    assert run_nightly(settings(source, workspace), PLAIN).is_new
+    corpus.rows["c"] = corpus.draw()
+    night_of(corpus, workspace)
+    assert canonicals(workspace)["b"] == "b"
+    record_decision(workspace, Decision(kind=DecisionKind.FORGET, forgets=number, by="me", reason="it was"))
+    assert run_nightly(settings(source, workspace), NightOptions(is_full=True)).is_new
+    assert canonicals(workspace)["b"] == "a"
+
+
+def test_segments_of_the_current_night_are_no_garbage(local: None, tmp_path: Path) -> None:
+    """Removing all but the newest run leaves the tables that its night is made of, and the next night goes on."""
+    corpus = Corpus(19)
+    corpus.add(40)
+    workspace = tmp_path / "nights"
+    for _ in range(3):
+        night_of(corpus, workspace)
+        corpus.night()
+    with Workspace(workspace) as opened:
+        garbage = find_garbage(opened, keep=1)
+        collect_garbage(opened, garbage)
+    assert {step.partition("-")[0] for step in garbage.steps} == {"cluster"}
+    night_of(corpus, workspace)
+    assert live_pairs(workspace) == corpus.matching_pairs()
+
+
+def test_nights_are_compared_as_wholes(local: None, tmp_path: Path) -> None:
+    """The difference of two nights counts what came and went, not what their segments hold."""
+    corpus = Corpus(20)
+    corpus.add(50)
+    workspace = tmp_path / "nights"
+    night_of(corpus, workspace)
+    before, pairs = set(corpus.rows), corpus.matching_pairs()
+    for image_id in sorted(corpus.rows)[:4]:
+        del corpus.rows[image_id]
+    corpus.add(7)
+    night_of(corpus, workspace)
+    newest, first = list_records(workspace)[0]
+    counts = diff_runs(workspace, first, newest).counts()
+    assert counts["images_added"] == len(corpus.rows.keys() - before) == 7
+    assert counts["images_removed"] == 4
+    assert counts["pairs_gained"] == len(corpus.matching_pairs() - pairs)
+    assert counts["pairs_lost"] == len(pairs - corpus.matching_pairs())
 
 
 def test_a_full_night_cuts_all_clusters_anew(local: None, tmp_path: Path) -> None:

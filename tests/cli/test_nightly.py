@@ -56,7 +56,8 @@ def test_two_nights_say_what_they_did(tmp_path: Path) -> None:
     assert (first["number"], first["new"], first["clusters"]) == (1, 6, 3)
     assert second["previous"] == first["night_id"]
     assert [second[name] for name in ("number", "images", "known", "new", "removed", "clusters")] == [2, 8, 4, 4, 2, 4]
-    assert json.loads(Path(second["outputs"]["run"]).read_text("utf-8")) == second
+    record = json.loads(Path(second["outputs"]["run"]).read_text("utf-8"))
+    assert (record["command"], record["results"], record["parent"]) == ("nightly", second, first["run_id"])
     rows = Path(second["outputs"]["clusters_csv"]).read_text("utf-8").splitlines()
     assert len(rows) == 1 + 8
 
