@@ -210,7 +210,11 @@ class Lease:
         """Lock out others that see our locks, this machine's at least; False where the file system has none."""
         self._lock = self._lock_path.open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(POLL_S)  # somebody may only be looking whether it is free
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._unlock()
             _, holder = _latest(self.folder, lease_s=self._lease_s)
@@ -225,10 +229,22 @@ class Lease:
             self._lock = None
 
 
-def current_holder(folder: Path) -> Holder | None:
-    """Who holds the lease on `folder` as far as its files tell, None when it is free."""
+def current_holder(folder: Path, *, lock: Path) -> Holder | None:
+    """Who holds the lease on `folder`, None when it is free or its holder was killed on this machine."""
     _, holder = _latest(folder, lease_s=LEASE_S)
-    return None if holder is None or _is_over(holder) else holder
+    if holder is None or _is_over(holder):
+        return None
+    return None if holder.machine == this_machine() and _is_free(lock) else holder
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody has locked a file; False where the file system cannot tell."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
 
 
 def _is_over(holder: Holder) -> bool:

@@ -21,7 +21,7 @@ from batch_jobs.errors import WorkspaceError
 from batch_jobs.lease import current_holder
 from batch_jobs.nights import current_night
 from batch_jobs.settings import RunSettings
-from batch_jobs.workspace import StepOutput, Workspace, lease_folder, read_json, write_json
+from batch_jobs.workspace import StepOutput, Workspace, lease_folder, lock_file, read_json, write_json
 
 RECORD = "run.json"
 RECORD_VERSION = 1
@@ -270,7 +270,7 @@ def find_record(workspace: Path, run: str | None) -> RunRecord:
 
 def is_running(workspace: Path, record: RunRecord) -> bool:
     """Whether the holder of the workspace's lease works on this run."""
-    holder = current_holder(lease_folder(workspace))
+    holder = current_holder(lease_folder(workspace), lock=lock_file(workspace))
     return holder is not None and holder.what.startswith(f"run {record.run_id} ")
 
 

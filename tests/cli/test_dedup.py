@@ -257,6 +257,7 @@ def test_killed_it_is_listed_and_resumed(
     monkeypatch.chdir(embeddings_file.parent)
     arguments = ("dedup", embeddings_file.name, "--workspace", str(workspace), "--min-score", "0.8", "-v")
     process = started_until("select", arguments)
+    process.send_signal(signal.SIGSTOP)  # it must not be finished when the others look
     try:
         listed = json.loads(neardup("runs", "list", "--workspace", workspace, "--json").stdout)["runs"]
         second = neardup(*arguments)
