@@ -1,6 +1,7 @@
 """Step 6, cluster: matches become clusters around canonical images.
 
-The greedy k-cut runs on the driver over packed arrays, about 40 bytes an edge and 100 an image, without Spark.
+The greedy k-cut runs on the driver over packed arrays, about 40 bytes an edge and 100 an image, without Spark. Where a
+crowd of many images falls into pieces for want of comparisons, the missing ones are made here and it is cut again.
 Byte-identical copies were embedded once; here they join the cluster of their original with its score.
 """
 
@@ -18,11 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.select_matches import Match
 from batch_jobs.session import write_arrow
 from lsh.clusters import greedy_cut
 
 STEP = "cluster"
 TABLES = ("clusters",)
+MAX_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,13 @@ class Members:
     scores: NDArray[np.float32]
 
 
-def cluster_matches(folder: Path, *, edges: str, embeddings: str, catalogue: str) -> Mapping[str, Any]:
-    """Write `clusters`, largest first, the canonical first in each; returns the counts for the summary."""
+def cluster_matches(
+    folder: Path, *, edges: str, embeddings: str, catalogue: str, match: Match | None = None
+) -> Mapping[str, Any]:
+    """Write `clusters`, largest first, the canonical first in each; returns the counts for the summary.
+
+    `match` compares pairs that the cut asks for; without it, crowds stay as they are.
+    """
     matches = pq.read_table(edges, columns=["left_doc", "right_doc", "score"])
     images = pq.read_table(catalogue, columns=["doc", "image_id", "original_doc", "width", "height", "size_bytes"])
     images = images.sort_by("doc")
@@ -47,6 +55,7 @@ def cluster_matches(folder: Path, *, edges: str, embeddings: str, catalogue: str
         scores=matches["score"].to_numpy(),
         original_docs=np.where(is_embedded, original_docs, np.arange(len(original_docs))),
         pixels=_numbers(images["width"]) * _numbers(images["height"]),
+        match=match,
     )
     write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
     is_canonical = members.docs == members.canonical_docs
@@ -71,6 +80,7 @@ def cluster_docs(
     scores: NDArray[np.float32],
     original_docs: NDArray[np.int64],
     pixels: NDArray[np.int64],
+    match: Match | None = None,
 ) -> Members:
     """Cluster docs `0..n-1` along edges `(m,)` between originals.
 
@@ -80,6 +90,17 @@ def cluster_docs(
     rank = np.empty(num_docs, np.int64)
     rank[np.lexsort((np.arange(num_docs), -pixels))] = np.arange(num_docs)
     cut = greedy_cut(num_docs, lefts, rights, scores, rank)
+    asked = np.empty(0, np.int64)
+    for _ in range(MAX_ROUNDS if match else 0):
+        keys = cut.unmet[:, 0] * num_docs + cut.unmet[:, 1]
+        unmet = cut.unmet[~np.isin(keys, asked)]
+        if match is None or not len(unmet):
+            break
+        asked = np.append(asked, keys)
+        is_match, unmet_scores = match(unmet)
+        lefts, rights = np.append(lefts, unmet[is_match, 0]), np.append(rights, unmet[is_match, 1])
+        scores = np.append(scores, unmet_scores[is_match])
+        cut = greedy_cut(num_docs, lefts, rights, scores, rank)
     canonical_docs = cut.canonical[original_docs]
     member_scores = cut.score[original_docs]
     sizes = np.bincount(canonical_docs, minlength=num_docs)

@@ -37,7 +37,7 @@ def find_candidates(
     docs_per_range: int,
     num_partitions: int,
 ) -> Mapping[str, Any]:
-    """Write `pair_blocks`; returns the counts of buckets and of what was cut in oversized ones."""
+    """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
 
     def join(table: pa.Table) -> pa.Table:
         return join_blocks(table, params=params, docs_per_range=docs_per_range)
@@ -52,10 +52,7 @@ def find_candidates(
     totals = (
         spark.read.parquet(str(folder / "pair_blocks"))
         .select(
-            *[
-                f.sum(name).alias(name)
-                for name in ("num_pairs", "num_buckets", "num_oversized_buckets", "num_cut_pairs")
-            ],
+            *[f.sum(name).alias(name) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")],
             f.max("largest_bucket").alias("largest_bucket"),
         )
         .first()
@@ -87,7 +84,7 @@ def _counts(found: Candidates) -> dict[str, int]:
     return {
         "num_buckets": found.num_buckets,
         "largest_bucket": found.largest_bucket,
-        "num_oversized_buckets": found.num_oversized_buckets,
+        "num_cut_buckets": found.num_cut_buckets,
         "num_cut_pairs": found.num_cut_pairs,
     }
 

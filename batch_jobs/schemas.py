@@ -39,7 +39,7 @@ HASHED = "part int, block binary, doc long, code binary"
 
 PAIR_BLOCKS = (
     "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "
-    "num_oversized_buckets long, num_cut_pairs long"
+    "num_cut_buckets long, num_cut_pairs long"
 )
 """Blocks of `lsh.blocks.encode_pair_block`: pairs whose smaller doc lies in range `left_range`; counts are per part."""
 

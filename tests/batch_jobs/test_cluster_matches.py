@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batch_jobs.cluster_matches import Members, cluster_docs
+from lsh.clusters import MIN_COMMON
 
 
 def clustered(edges: list[tuple[int, int, float]], original_docs: list[int], pixels: list[int]) -> Members:
@@ -57,3 +59,26 @@ def test_a_chain_does_not_join_its_ends() -> None:
         3: 3,
         4: 3,
     }
+
+
+def test_a_crowd_in_pieces_is_compared_and_cut_again() -> None:
+    """Two hubs of one crowd that were never compared are, and all that then match directly is one cluster."""
+    num_docs = MIN_COMMON + 4
+    edges = [(hub, doc) for hub in (0, 1) for doc in range(2, num_docs - 2)] + [(0, num_docs - 2), (1, num_docs - 1)]
+    asked: list[list[int]] = []
+
+    def match(pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        asked.extend(pairs.tolist())
+        return np.ones(len(pairs), np.bool_), np.full(len(pairs), 0.9, np.float32)
+
+    lefts, rights = np.array(edges).T
+    members = cluster_docs(
+        lefts=lefts,
+        rights=rights,
+        scores=np.full(len(edges), 0.9, np.float32),
+        original_docs=np.arange(num_docs),
+        pixels=np.ones(num_docs, np.int64),
+        match=match,
+    )
+    assert asked == [[0, 1], [0, num_docs - 1]]
+    assert members.canonical_docs.tolist() == [0] * num_docs
