@@ -116,6 +116,19 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams) -> Candidat
     )
 
 
+def outside_crowds(sketches: NDArray[np.uint64], params: CandidateParams) -> NDArray[np.bool_]:
+    """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
+    rows = np.arange(len(sketches))
+    ranks = _ranks(rows.astype(np.uint64))
+    while (heads := _heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)).size:
+        is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
+        _pair_with_heads(rows, heads, sketches, 0, params.crowd_distance, keys, is_covered)
+        rows = rows[~is_covered]
+    is_outside = np.zeros(len(sketches), np.bool_)
+    is_outside[rows] = True
+    return is_outside
+
+
 def brute_force_candidates(postings: TermPostings, params: CandidateParams) -> Candidates:
     """The slow twin of `candidate_pairs`: plain Python over sets, for tests and for reading."""
     sketch_of = {

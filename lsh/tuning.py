@@ -3,7 +3,8 @@
 Theory for a uniform sphere says nothing of real embeddings, which crowd in places. So all is counted: the sample is
 hashed by each setting that might do, its near pairs say what a setting finds, and all its pairs say what it compares.
 A pair of the sample stands for `(num_images / sample) ** 2` pairs of the corpus, which a sample drawn at random makes
-true on average, families of copies and crowded places included. A pair that shares `c` of the `T` tables hashed shares
+true on average, families of copies and crowded places included; crowds of near-identical images, which any setting
+finds, are left out. A pair that shares `c` of the `T` tables hashed shares
 at least `m` of `t` of them with the hypergeometric probability, so one hashing tells all smaller numbers of tables.
 
 Seconds are core-seconds of the kernels, from unit costs measured on the machine at hand; Spark's own are not in them.
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
-from lsh.candidates import MAX_HEADS, WORDS_PER_SKETCH, CandidateParams, candidate_pairs
+from lsh.candidates import MAX_HEADS, WORDS_PER_SKETCH, CandidateParams, candidate_pairs, outside_crowds
 from lsh.codes import pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.rotations import checked_embeddings
@@ -205,6 +206,15 @@ def plans(
     rows = checked_embeddings(sample, dim=sample.shape[1])
     if len(rows) < MIN_SAMPLE:
         raise ParameterError(f"a sample of {len(rows)} embeddings is too small to tune on; give {MIN_SAMPLE} or more")
+    # All settings find the pairs of a crowd, and none is to be chosen for them.
+    is_outside = outside_crowds(_sketches(rows, seed), CandidateParams())
+    rows, share = rows[is_outside], float(is_outside.mean())
+    if len(rows) < MIN_SAMPLE:
+        raise ParameterError(
+            f"only {len(rows)} images of the sample are outside crowds of near-identical ones, of {MIN_SAMPLE} needed; "
+            f"give a larger sample"
+        )
+    target = replace(target, num_images=max(2, round(share * target.num_images)))
     near = near_pairs(rows, target.min_similarity, seed=seed)
     costs = costs or measured_costs(rows)
     found = [
