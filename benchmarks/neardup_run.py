@@ -20,10 +20,14 @@ SAMPLE_INTERVAL_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeardupRun:
-    """What `--json` printed, and what it cost. `memory` is `pss` (shared pages split), or `rss` (counted twice)."""
+    """What `--json` printed, and what it cost. `memory` is `pss` (shared pages split), or `rss` (counted twice).
+
+    `cpu_s` are the core-seconds of all its processes, as far as samples saw them: what a busy machine does not change.
+    """
 
     summary: dict[str, Any]
     wall_s: float
+    cpu_s: float
     peak_mb: float
     memory: str
 
@@ -43,6 +47,7 @@ class MeasuredProcess:
 
     printed: str
     wall_s: float
+    cpu_s: float
     peak_mb: float
     memory: str
 
@@ -50,7 +55,13 @@ class MeasuredProcess:
 def run_neardup(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> NeardupRun:
     """`neardup ARGUMENTS --json`; its progress goes to our stderr. Raises click.ClickException when it fails."""
     ran = run_measured(["-m", "cli", *arguments, "--json"], environment=environment)
-    return NeardupRun(summary=json.loads(ran.printed), wall_s=ran.wall_s, peak_mb=ran.peak_mb, memory=ran.memory)
+    return NeardupRun(
+        summary=json.loads(ran.printed),
+        wall_s=ran.wall_s,
+        cpu_s=ran.cpu_s,
+        peak_mb=ran.peak_mb,
+        memory=ran.memory,
+    )
 
 
 def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> MeasuredProcess:
@@ -69,16 +80,23 @@ def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | N
     wall_s = time.perf_counter() - started
     if process.returncode:
         raise click.ClickException(f"python {' '.join(arguments)} ended with exit code {process.returncode}; see above")
-    return MeasuredProcess(printed=printed, wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
+    return MeasuredProcess(
+        printed=printed,
+        wall_s=wall_s,
+        cpu_s=memory.cpu_s,
+        peak_mb=memory.peak_bytes / 1e6,
+        memory=memory.kind,
+    )
 
 
 class PeakMemory(threading.Thread):
-    """Samples the memory of a process and all its descendants: Spark's JVM and its Python workers included."""
+    """Samples memory and CPU time of a process and all its descendants: Spark's JVM and its Python workers included."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
         self.kind, self._measure = _memory_measure()
+        self._cpu_s_of: dict[Any, float] = {}
         self._pid = pid
         self._stopped = threading.Event()
 
@@ -86,6 +104,11 @@ class PeakMemory(threading.Thread):
         """Sample until `stop`."""
         while not self._stopped.wait(SAMPLE_INTERVAL_S):
             self.peak_bytes = max(self.peak_bytes, sum(map(self._bytes_of, self.processes())))
+
+    @property
+    def cpu_s(self) -> float:
+        """Core-seconds of all processes until each was last seen."""
+        return sum(self._cpu_s_of.values())
 
     def stop(self) -> None:
         """End the sampling; returns when it has ended."""
@@ -106,6 +129,8 @@ class PeakMemory(threading.Thread):
         import psutil
 
         try:
+            times = process.cpu_times()
+            self._cpu_s_of[process] = times.user + times.system
             return self._measure(process)
         except psutil.Error:
             return 0

@@ -32,7 +32,7 @@ IMAGES_PER_PARTITION = 125_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One corpus: seconds by stage (medians over runs), memory, shuffled bytes, and what the run says of crowds.
+    """One corpus: seconds by stage and core-seconds (medians over runs), memory, shuffled bytes, what was cut.
 
     `crowd_shares` are, for each crowd, the largest share of its images in one cluster.
     """
@@ -40,6 +40,7 @@ class Row:
     case: str
     images: int
     seconds: float
+    cpu_s: float
     stage_s: dict[str, float]
     peak_mb: float
     shuffle_bytes: int
@@ -170,6 +171,7 @@ def _row(case: str, num_images: int, runs: list[tuple[NeardupRun, int]], shares:
         case=case,
         images=num_images,
         seconds=sum(stage_s.values()),
+        cpu_s=median(run.cpu_s for run, _ in runs),
         stage_s=stage_s,
         peak_mb=max(run.peak_mb for run, _ in runs),
         shuffle_bytes=runs[0][1],
@@ -183,12 +185,24 @@ def _row(case: str, num_images: int, runs: list[tuple[NeardupRun, int]], shares:
 def _show(figures: list[Row], ratio: float) -> None:
     show_table(
         f"Crowds: {ratio:.2f} times the seconds of the corpus without them",
-        ["corpus", "images", "seconds", *STAGES, "memory", "shuffled", "edges", "cut buckets", "in one cluster"],
+        [
+            "corpus",
+            "images",
+            "seconds",
+            "CPU s",
+            *STAGES,
+            "memory",
+            "shuffled",
+            "edges",
+            "cut buckets",
+            "in one cluster",
+        ],
         [
             [
                 row.case,
                 f"{row.images:,}",
                 f"{row.seconds:,.1f}",
+                f"{row.cpu_s:,.1f}",
                 *(f"{row.stage_s[stage]:,.1f}" for stage in STAGES),
                 f"{row.peak_mb:,.0f} MB",
                 f"{row.shuffle_bytes / 1e6:,.0f} MB",
