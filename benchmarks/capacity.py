@@ -1,9 +1,9 @@
 """`python -m benchmarks capacity`: what larger corpora would take, from the JSON of measured runs.
 
-Core-seconds (of all processes, Spark's included), shuffled bytes and disk of `benchmarks batch` runs are fitted, each on
-its own, as `fixed + per_image * n * (n / largest) ** (exponent - 1)`. Two sizes determine `fixed` and `per_image` and
-leave the exponent 1; three or more also determine the exponent, which is never taken below 1: a run that seems to get
-cheaper by the image is one whose fixed costs weigh less. Whatever exceeds the largest measured size is extrapolated.
+Core-seconds (of all processes, Spark's included), shuffled bytes and disk of `benchmarks batch` runs are fitted, each
+on its own, as `fixed + per_image * n * (n / largest) ** (exponent - 1)`. Two sizes determine `fixed` and `per_image`
+and leave the exponent 1; three or more also determine the exponent, which is never taken below 1: a run that seems to
+get cheaper by the image is one whose fixed costs weigh less. What exceeds the largest measured size is extrapolated.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ MAX_DOCS_PER_PARTITION = 1 << 32
 WORDS_PER_SKETCH = 4
 MAX_HEADS = 8
 SAMPLE_PER_CROWD = 8
+UNCUT_PER_CROWD = 4
 _MIN_KEYS_PER_CHUNK = 1 << 22
 _ROW_BITS = np.uint64(32)
 _LOW_ROW = np.uint64((1 << 32) - 1)
@@ -42,7 +43,7 @@ class CandidateParams:
 
     `max_sketch_distance` is meant for sketches of `WORDS_PER_SKETCH`: those of a pair of
     cosine 0.8 differ in 52 bits on average and in more than 75 once in 2,000 pairs. A head covers at least `crowd_size`
-    docs of a sample of `8 * crowd_size`; smaller buckets are never cut.
+    docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
     """
 
     max_bucket_size: int = 2000
@@ -180,7 +181,7 @@ def _brute_force_heads(docs: list[int], sketch_of: dict[int, int], params: Candi
     sample = sorted(docs, key=lambda doc: int(mix64(np.uint64(doc))))[: SAMPLE_PER_CROWD * params.crowd_size]
     heads: list[int] = []
     remaining = set(sample)
-    while len(docs) > SAMPLE_PER_CROWD * params.crowd_size and len(heads) < MAX_HEADS:
+    while len(docs) > UNCUT_PER_CROWD * params.crowd_size and len(heads) < MAX_HEADS:
         crowds = {
             doc: {other for other in remaining if _are_within(params.crowd_distance, doc, other, sketch_of)}
             for doc in sample[: params.crowd_size]
@@ -329,7 +330,7 @@ def _crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
     """For each bucket whether it has a head."""
     is_crowded = np.zeros(bounds.size - 1, np.bool_)
     for bucket in range(is_crowded.size):
-        if bounds[bucket + 1] - bounds[bucket] > SAMPLE_PER_CROWD * crowd_size:
+        if bounds[bucket + 1] - bounds[bucket] > UNCUT_PER_CROWD * crowd_size:
             sample = _sample(doc_rows[bounds[bucket] : bounds[bucket + 1]], ranks, SAMPLE_PER_CROWD * crowd_size)
             is_crowded[bucket] = _near_candidates(sample, sketches, radius, crowd_size)[1].max() >= crowd_size
     return is_crowded
@@ -342,7 +343,7 @@ def _heads(
     """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
     heads = np.empty(MAX_HEADS, np.int64)
     num_heads = 0
-    if rows.size <= SAMPLE_PER_CROWD * crowd_size:
+    if rows.size <= UNCUT_PER_CROWD * crowd_size:
         return heads[:0]
     sample = _sample(rows, ranks, SAMPLE_PER_CROWD * crowd_size)
     is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
