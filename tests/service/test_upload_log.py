@@ -120,7 +120,7 @@ def test_errors_in_use_name_the_file_and_not_its_place(tmp_path: Path) -> None:
     log.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 50))])
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, seed: int) -> None:
     """After SIGKILL in the middle of writing, every entry reported as written is there, and the log opens."""
     program = textwrap.dedent(f"""
