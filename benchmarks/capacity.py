@@ -41,7 +41,7 @@ class Cost:
         >>> Cost(fixed=10.0, per_image=2.0, exponent=1.5, largest=100).at(400)
         1610.0
         """
-        growth = (num_images / self.largest) ** (self.exponent - 1.0)
+        growth = float((num_images / self.largest) ** (self.exponent - 1.0))
         return self.fixed + self.per_image * num_images * growth
 
 

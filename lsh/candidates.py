@@ -278,7 +278,7 @@ def _cut_keys(
 
 
 def _num_bits(postings: TermPostings) -> int:
-    return BITS_PER_SKETCH * postings.sketches.shape[1]
+    return BITS_PER_SKETCH * int(postings.sketches.shape[1])
 
 
 def _first_bit(term: int, postings: TermPostings) -> int:
