@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,8 +24,9 @@ CROWDS = {"near-identical": (3000, 0.99), "template": (1000, 0.96), "blank": (10
 NUM_OTHERS = 1000
 
 
-def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def crowded_corpus() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -34,8 +35,8 @@ def crowded_corpus() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     parts, crowd_of = [unit(rng.standard_normal((NUM_OTHERS, DIM)))], [np.full(NUM_OTHERS, -1)]
     for number, (size, cosine) in enumerate(CROWDS.values()):
         centre = unit(rng.standard_normal((1, DIM)))
-        change = rng.standard_normal((size, DIM))
-        change = unit(change - (change @ centre.T) * centre)
+        noise = rng.standard_normal((size, DIM))
+        change = unit(noise - (noise @ centre.T) * centre)
         parts.append(unit(cosine * centre + np.sqrt(1 - cosine**2) * change))
         crowd_of.append(np.full(size, number))
     order = rng.permutation(sum(map(len, parts)))
