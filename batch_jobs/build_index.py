@@ -243,7 +243,7 @@ def main() -> None:
         with Workspace(arguments.workspace, what="an index build") as workspace:
             manifest = build_index(workspace, min_score=arguments.min_score, run_id=arguments.run_id)
             if arguments.promote:
-                promote(index_folder(workspace.folder), manifest.generation_id)
+                promote(index_folder(workspace.folder), manifest.generation_id, is_verified=True)
     except (BatchError, LshError) as error:
         sys.exit(f"neardup: error: {error}")
     sys.stdout.write(json.dumps({"step": STEP, "generation_id": manifest.generation_id}) + "\n")

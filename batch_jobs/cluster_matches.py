@@ -5,6 +5,9 @@ Byte-identical copies were embedded once; here they join the cluster of their or
 decided about clusters (`decisions`) holds whatever the scores say. A night updates the clusters of the night before
 instead of cutting anew.
 
+Where a crowd of many images falls into pieces for want of comparisons, the missing ones are made here and it is cut
+again. Decisions apply to what matches there as to all matches, and later nights keep it (`crowd_edges`).
+
 Images are numbered by their rows here: `0..n-1` in the order of their docs, so that docs that are gone cost nothing.
 """
 
@@ -21,14 +24,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.decisions import Decisions, apply_decisions
+from batch_jobs.decisions import NO_DECISIONS, DecidedEdges, Decisions, DocDecisions, apply_decisions
 from batch_jobs.nights import Known, live_images, read_columns, read_docs
+from batch_jobs.select_matches import Match
 from batch_jobs.session import write_arrow
-from lsh.clusters import greedy_cut, updated_cut
+from lsh.clusters import Clusters, greedy_cut, updated_cut
 
 STEP = "cluster"
-TABLES = ("clusters", "assignments")
+TABLES = ("clusters", "assignments", "crowd_edges")
 COLUMNS = ("doc", "image_id", "original_doc", "width", "height", "size_bytes")
+MAX_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,35 @@ class Before:
     is_new: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """Matches: rows of both ends and scores, each `(m,)`."""
+
+    lefts: NDArray[np.int64]
+    rights: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __add__(self, other: Edges) -> Edges:
+        return Edges(
+            np.append(self.lefts, other.lefts),
+            np.append(self.rights, other.rights),
+            np.append(self.scores, other.scores),
+        )
+
+
+NO_EDGES = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clustered:
+    """What clustering came to: the members, the matches that it found in crowds, and what decisions have cost."""
+
+    members: Members
+    crowd_edges: Edges
+    num_dropped: int
+    num_overruled: int
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """The distinct images among live ones, by `docs` ascending, and the row of the first live image of each."""
@@ -64,37 +98,32 @@ class Contents:
 
 
 def cluster_matches(
-    folder: Path, *, whole: Known, decisions: Decisions, before: Known | None = None
+    folder: Path, *, whole: Known, decisions: Decisions, before: Known | None = None, match: Match | None = None
 ) -> Mapping[str, Any]:
-    """Write `clusters`, largest first, the canonical first in each, and `assignments`; returns the summary's counts.
+    """Write `clusters`, largest first, the canonical first in each, `assignments` and `crowd_edges`.
 
     `whole` are the tables that hold everything, this night's own included; `before` is what was there when the night
-    began, None to cut from scratch.
+    began, None to cut from scratch. `match` compares pairs of docs that the cut asks for; without it, crowds stay as
+    they are. Returns the summary's counts.
     """
     images = live_images(whole, COLUMNS)
     content_docs = images["original_doc"].to_numpy()
     is_embedded = np.isin(content_docs, read_docs(whole.embeddings))
     contents, original_rows = contents_of(content_docs, is_embedded)
-    lefts, rights, scores = _live_matches(whole.edges, contents)
-    pixels = _numbers(images["width"]) * _numbers(images["height"])
-    decided = apply_decisions(
-        lefts=lefts,
-        rights=rights,
-        scores=scores,
+    edges = _live_edges(whole.edges, contents)
+    known_in_crowds = _live_edges((whole.crowd_edges,) if whole.crowd_edges else (), contents)
+    clustered = cluster_docs(
+        edges + known_in_crowds,
         original_docs=original_rows,
-        pixels=pixels,
+        pixels=_numbers(images["width"]) * _numbers(images["height"]),
         decided=decisions.on_docs(images["image_id"], is_embedded),
-    )
-    members = cluster_docs(
-        lefts=decided.lefts,
-        rights=decided.rights,
-        scores=decided.scores,
-        original_docs=decided.original_docs,
-        pixels=pixels,
         before=_before(before, contents, len(images)) if before is not None else None,
+        match=(lambda pairs: match(content_docs[pairs])) if match else None,
     )
+    members = clustered.members
     write_arrow(_clusters_table(members, images["image_id"]), folder / "clusters")
     write_arrow(_assignments_table(members, contents, content_docs), folder / "assignments")
+    write_arrow(_crowd_edges_table(known_in_crowds + clustered.crowd_edges, content_docs), folder / "crowd_edges")
     is_canonical = members.docs == members.canonical_docs
     return {
         "num_clusters": int(is_canonical.sum()),
@@ -102,8 +131,9 @@ def cluster_matches(
         "num_exact_copies": int((original_rows != np.arange(len(images))).sum()),
         "reclaimable_bytes": int(_numbers(images["size_bytes"])[members.docs[~is_canonical]].sum()),
         "num_decisions": len(decisions.active),
-        "num_dropped_edges": decided.num_dropped,
-        "num_overruled_merges": decided.num_overruled,
+        "num_crowd_edges": int(known_in_crowds.lefts.size + clustered.crowd_edges.lefts.size),
+        "num_dropped_edges": clustered.num_dropped,
+        "num_overruled_merges": clustered.num_overruled,
     }
 
 
@@ -116,14 +146,14 @@ def contents_of(content_docs: NDArray[np.int64], is_embedded: NDArray[np.bool_])
     return contents, rows
 
 
-def _live_matches(
-    edges: tuple[str, ...], contents: Contents
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of both ends and scores of all matches between contents that are live."""
+def _live_edges(edges: tuple[str, ...], contents: Contents) -> Edges:
+    """All matches between contents that are live."""
+    if not edges:
+        return NO_EDGES
     matches = read_columns(edges, ["left_doc", "right_doc", "score"])
     lefts, rights = (contents.rows_of(matches[end].to_numpy()) for end in ("left_doc", "right_doc"))
     is_live = (lefts >= 0) & (rights >= 0)
-    return lefts[is_live], rights[is_live], matches["score"].to_numpy()[is_live]
+    return Edges(lefts[is_live], rights[is_live], matches["score"].to_numpy()[is_live])
 
 
 def _before(known: Known, contents: Contents, num_images: int) -> Before:
@@ -143,33 +173,75 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def cluster_docs(
+    edges: Edges,
     *,
-    lefts: NDArray[np.int64],
-    rights: NDArray[np.int64],
-    scores: NDArray[np.float32],
     original_docs: NDArray[np.int64],
     pixels: NDArray[np.int64],
+    decided: DocDecisions = NO_DECISIONS,
     before: Before | None = None,
-) -> Members:
-    """Cluster docs `0..n-1` along edges `(m,)` between originals, or update their clusters of `before`.
+    match: Match | None = None,
+) -> Clustered:
+    """Cluster docs `0..n-1` along edges between originals, or update their clusters of `before`.
 
     The better image is the one with more pixels, then the smaller doc. `original_docs` and `pixels` are `(n,)`.
+    `match` compares pairs of originals.
     """
     num_docs = len(original_docs)
     rank = np.empty(num_docs, np.int64)
     rank[np.lexsort((np.arange(num_docs), -pixels))] = np.arange(num_docs)
-    if before is None:
-        cut = greedy_cut(num_docs, lefts, rights, scores, rank)
-    else:
-        # A canonical that was merged by hand is where its merge is.
-        rows = before.canonical_rows
-        canonical_rows = np.where(rows >= 0, original_docs[rows], rows)
-        cut = updated_cut(num_docs, lefts, rights, scores, rank, before=canonical_rows, is_new=before.is_new)
-    canonical_docs = cut.canonical[original_docs]
-    member_scores = cut.score[original_docs]
+    crowd_edges, asked = NO_EDGES, np.empty(0, np.int64)
+    for rounds_left in reversed(range(MAX_ROUNDS + 1)):
+        all_edges = edges + crowd_edges if crowd_edges.lefts.size else edges
+        kept = apply_decisions(
+            lefts=all_edges.lefts,
+            rights=all_edges.rights,
+            scores=all_edges.scores,
+            original_docs=original_docs,
+            pixels=pixels,
+            decided=decided,
+        )
+        cut = _cut(kept, rank, before)
+        if match is None or not rounds_left:
+            break
+        unmet, asked = _not_asked(original_docs[cut.unmet], all_edges, asked, num_docs)
+        if not len(unmet):
+            break
+        is_match, scores = match(unmet)
+        crowd_edges += Edges(unmet[is_match, 0], unmet[is_match, 1], scores[is_match])
+    canonical_docs = cut.canonical[kept.original_docs]
+    member_scores = cut.score[kept.original_docs]
     sizes = np.bincount(canonical_docs, minlength=num_docs)
     docs = np.flatnonzero(sizes[canonical_docs] > 1)
-    return Members(docs, canonical_docs[docs], member_scores[docs])
+    return Clustered(
+        Members(docs, canonical_docs[docs], member_scores[docs]), crowd_edges, kept.num_dropped, kept.num_overruled
+    )
+
+
+def _cut(kept: DecidedEdges, rank: NDArray[np.int64], before: Before | None) -> Clusters:
+    num_docs = len(kept.original_docs)
+    if before is None:
+        return greedy_cut(num_docs, kept.lefts, kept.rights, kept.scores, rank)
+    # A canonical that was merged by hand is where its merge is.
+    rows = before.canonical_rows
+    canonical_rows = np.where(rows >= 0, kept.original_docs[rows], rows)
+    return updated_cut(
+        num_docs, kept.lefts, kept.rights, kept.scores, rank, before=canonical_rows, is_new=before.is_new
+    )
+
+
+def _not_asked(
+    pairs: NDArray[np.int64], edges: Edges, asked: NDArray[np.int64], num_docs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of `pairs` `(m, 2)` that are no edges, as a decision may have dropped, nor `asked`; and all asked now.
+
+    Pairs are asked by their keys, `left * num_docs + right`.
+    """
+    keys = np.unique(pairs.min(axis=1) * num_docs + pairs.max(axis=1))
+    is_near = np.isin(edges.lefts, pairs) & np.isin(edges.rights, pairs)
+    lefts, rights = edges.lefts[is_near], edges.rights[is_near]
+    met = np.minimum(lefts, rights) * num_docs + np.maximum(lefts, rights)
+    keys = keys[~np.isin(keys, met) & ~np.isin(keys, asked) & (keys // num_docs != keys % num_docs)]
+    return np.stack([keys // num_docs, keys % num_docs], axis=1), np.append(asked, keys)
 
 
 def _clusters_table(members: Members, image_ids: pa.ChunkedArray) -> pa.Table:
@@ -194,6 +266,14 @@ def _assignments_table(members: Members, contents: Contents, content_docs: NDArr
     docs, canonical_docs = (content_docs[rows[is_assigned]] for rows in (members.docs, members.canonical_docs))
     order = np.argsort(docs)
     return pa.table([docs[order], canonical_docs[order]], schema=schemas.arrow(schemas.ASSIGNMENTS))
+
+
+def _crowd_edges_table(edges: Edges, content_docs: NDArray[np.int64]) -> pa.Table:
+    """`CROWD_EDGES` rows, by left doc, then right doc."""
+    ends = content_docs[np.stack([edges.lefts, edges.rights], axis=1)]
+    lefts, rights = ends.min(axis=1), ends.max(axis=1)
+    order = np.lexsort((rights, lefts))
+    return pa.table([lefts[order], rights[order], edges.scores[order]], schema=schemas.arrow(schemas.CROWD_EDGES))
 
 
 if __name__ == "__main__":

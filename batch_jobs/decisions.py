@@ -99,6 +99,9 @@ class DocDecisions:
     merges: tuple[tuple[int, ...], ...]
 
 
+NO_DECISIONS = DocDecisions(splits=(), merges=())
+
+
 @dataclass(frozen=True, slots=True)
 class Decisions:
     """The log of a workspace, in the order in which it was written."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from batch_jobs import catalogue, cluster_matches, embed_images, schemas, select_matches
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, schemas, select_matches
 from batch_jobs.pipeline import Run
 from batch_jobs.workspace import Workspace, published_file
 
@@ -63,6 +63,8 @@ def run_counts(run: Run) -> dict[str, Any]:
         "duplicates": counts["num_duplicates"],
         "reclaimable_bytes": counts["reclaimable_bytes"],
         "candidates": run.steps[select_matches.STEP].stats["num_distinct_pairs"],
+        "cut_buckets": run.steps[find_candidates.STEP].stats["num_cut_buckets"],
+        "cut_pairs": run.steps[find_candidates.STEP].stats["num_cut_pairs"],
         "min_score": run.model.min_score,
         "embedder_digest": run.model.digest,
         "run_id": run.run_id,

@@ -50,16 +50,13 @@ class Join:
 
 
 def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
-    """Write `pair_blocks`; returns the counts of buckets and of what was cut in oversized ones."""
+    """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
     parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
     write_table(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
     totals = (
         spark.read.parquet(str(folder / "pair_blocks"))
         .select(
-            *[
-                f.sum(name).alias(name)
-                for name in ("num_pairs", "num_buckets", "num_oversized_buckets", "num_cut_pairs")
-            ],
+            *[f.sum(name).alias(name) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")],
             f.max("largest_bucket").alias("largest_bucket"),
         )
         .first()
@@ -108,7 +105,7 @@ def _counts(found: Candidates) -> dict[str, int]:
     return {
         "num_buckets": found.num_buckets,
         "largest_bucket": found.largest_bucket,
-        "num_oversized_buckets": found.num_oversized_buckets,
+        "num_cut_buckets": found.num_cut_buckets,
         "num_cut_pairs": found.num_cut_pairs,
     }
 

@@ -107,6 +107,7 @@ class Known:
     codes: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
     assignments: str | None = None
+    crowd_edges: str | None = None
 
     def with_outputs(self, outputs: Mapping[str, StepOutput]) -> Known:
         """The whole once these steps of a night are committed."""
@@ -133,6 +134,7 @@ def known_of(workspace: Path, night: Night | None) -> Known:
     """The tables that make up the whole after `night`."""
     if night is None:
         return KNOWN_NOTHING
+    clustered = workspace / "steps" / f"cluster-{night.clusters}"
     return Known(
         next_doc=night.next_doc,
         num_parts=night.num_parts,
@@ -143,7 +145,8 @@ def known_of(workspace: Path, night: Night | None) -> Known:
         term_blocks=night.tables(workspace, "terms", "term_blocks"),
         codes=night.tables(workspace, "terms", "codes"),
         edges=night.tables(workspace, "select", "edges"),
-        assignments=str(workspace / "steps" / f"cluster-{night.clusters}" / "assignments"),
+        assignments=str(clustered / "assignments"),
+        crowd_edges=str(clustered / "crowd_edges"),
     )
 
 

@@ -312,9 +312,9 @@ class Pipeline:
         inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
         return self.workspace.step(find_candidates.STEP, inputs=inputs, write=write, tables=find_candidates.TABLES)
 
-    def select(self) -> StepOutput:
-        found = self.outputs[find_candidates.STEP]
-        selection = select_matches.Selection(
+    @property
+    def selection(self) -> select_matches.Selection:
+        return select_matches.Selection(
             dim=self.model.dim,
             min_score=self.model.min_score,
             min_shared_terms=self.settings.min_shared_terms,
@@ -322,6 +322,9 @@ class Pipeline:
             num_tables=self.terms.num_tables,
             verified=self.settings.verified,
         )
+
+    def select(self) -> StepOutput:
+        found = self.outputs[find_candidates.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
             for name, content in scorer_files(self.model.scorer).items():
@@ -331,7 +334,7 @@ class Pipeline:
                 folder,
                 pair_blocks=found.table("pair_blocks"),
                 codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
-                selection=selection,
+                selection=self.selection,
                 docs_per_range=found.stats["docs_per_range"],
                 num_partitions=self.num_partitions,
             )
@@ -348,7 +351,11 @@ class Pipeline:
     def cluster(self) -> StepOutput:
         def write(folder: Path) -> Mapping[str, Any]:
             return cluster_matches.cluster_matches(
-                folder, whole=self.whole, decisions=self.decisions, before=self.clusters_before()
+                folder,
+                whole=self.whole,
+                decisions=self.decisions,
+                before=self.clusters_before(),
+                match=select_matches.matcher(self.whole.codes, self.selection),
             )
 
         return self.workspace.step(

@@ -53,7 +53,7 @@ HASHED = "part int, block binary, doc long, code binary"
 
 PAIR_BLOCKS = (
     "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "
-    "num_oversized_buckets long, num_cut_pairs long"
+    "num_cut_buckets long, num_cut_pairs long"
 )
 """Blocks of `lsh.blocks.encode_pair_block`: pairs whose smaller doc lies in range `left_range`; counts are per part."""
 
@@ -67,6 +67,9 @@ CLUSTERS = "image_id string, canonical_id string, score float, is_canonical bool
 
 ASSIGNMENTS = "doc long, canonical_doc long"
 """The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
+
+CROWD_EDGES = "left_doc long, right_doc long, score float"
+"""The matches that clustering found in crowds, where candidates had left them out; left doc below right doc."""
 
 OUTCOMES = (
     "image_id string, outcome string, canonical_id string, score float, reason string, detail string, "

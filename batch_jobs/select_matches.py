@@ -9,7 +9,7 @@ similarity and score are the overlap of their terms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,9 @@ SCORED_ARROW = schemas.arrow(schemas.SCORED)
 STEP = "select"
 TABLES = ("edges",)
 HISTOGRAM_BINS = 100
+
+Match = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
+"""From pairs of docs `(m, 2)` to whether each is a match, and its score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,23 @@ def _scored(
             similarities[rows], left_codes, right_codes, left_rows, right_rows, lowest_similarity=lowest
         )
     return similarities, scores
+
+
+def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
+    """A `Match` by the codes of all segments `codes`; None unverified."""
+
+    def match(pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        docs = np.unique(pairs)
+        wanted = pyarrow.dataset.field("doc").isin(pa.array(docs))
+        table = read_columns(codes, ["doc", "code"], where=wanted).sort_by("doc")
+        rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, selection.dim)
+        left_rows, right_rows = np.searchsorted(docs, pairs[:, 0]), np.searchsorted(docs, pairs[:, 1])
+        projected = selection.scorer.project(rows)
+        similarities = pair_cosines(rows, rows, left_rows, right_rows)
+        scores = selection.scorer.scores(similarities, projected, projected, left_rows, right_rows)
+        return scores >= np.float32(selection.min_score), scores
+
+    return match if selection.verified else None
 
 
 def read_codes(

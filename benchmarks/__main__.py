@@ -12,6 +12,8 @@ import click
 
 SUMMARIES = {
     "batch": "All near pairs among embeddings, beside FAISS, Spark, MLlib and datasketch.",
+    "skew": "Crowds of near-identical images in a corpus: time and memory beside the same corpus without them.",
+    "capacity": "What larger corpora would take, fitted on the JSON of batch and lookup runs.",
     "codec": "Posting lists beside pyfastpfor's codecs, Roaring and raw arrays.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",

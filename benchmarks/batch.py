@@ -42,6 +42,7 @@ class Row:
     """One contender on one case; `ratio` is its seconds over ours of the same case and size, None until it is known.
 
     `recall_by_cosine` and `true_pairs` go by the band's label; `share_searched` below 1 means extrapolated seconds.
+    `cpu_s` are core-seconds of the whole command, Spark's start included; `disk_bytes` those of its workspace.
     """
 
     case: str
@@ -54,6 +55,8 @@ class Row:
     true_pairs: dict[str, int]
     peak_mb: float
     shuffle_bytes: int
+    cpu_s: float = 0.0
+    disk_bytes: int = 0
     share_searched: float = 1.0
     setting: str = ""
     stage_s: dict[str, float] | None = None
@@ -107,6 +110,11 @@ def read_edges(edges: Path, catalogue: Path) -> NDArray[np.int64]:
     row_of_doc[docs] = np.array(images["image_id"].to_pylist(), dtype=np.str_).astype(np.int64)
     ends = pq.read_table(edges, columns=["left_doc", "right_doc"])
     return np.column_stack([row_of_doc[ends[column].to_numpy()] for column in ("left_doc", "right_doc")])
+
+
+def bytes_below(folder: Path) -> int:
+    """The sizes of all files below `folder` together."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def recall_by_cosine(
@@ -187,6 +195,8 @@ def _run_ours(case: Case, truth: Truth, plan: Mapping[str, Any], number: int) ->
         true_pairs={},
         peak_mb=run.peak_mb,
         shuffle_bytes=moved,
+        cpu_s=run.cpu_s,
+        disk_bytes=bytes_below(case.folder / f"workspace-{number}"),
         setting=f"{terms['num_tables']} tables of {terms['family']}",
         stage_s=run.stage_s,
     )
@@ -214,6 +224,7 @@ def _run_peer(contender: str, job: Job, case: Case, *, truth: Truth | None) -> t
         true_pairs={},
         peak_mb=ran.peak_mb,
         shuffle_bytes=moved,
+        cpu_s=ran.cpu_s,
         share_searched=did["share_searched"],
         setting=did["setting"],
     )

@@ -99,6 +99,18 @@ def plant_embeddings(num_images: int, *, seed: int, topics: NDArray[np.float32] 
     )
 
 
+def plant_crowd(num_images: int, *, cosine: float, seed: int) -> NDArray[np.float32]:
+    """`(num_images, dim)` float32 unit rows at one cosine to one centre, so about `cosine ** 2` from one another."""
+    rng = np.random.default_rng(seed)
+    centre = _directions(1, rng)
+    rows = np.empty((num_images, DIM), np.float32)
+    for first in range(0, num_images, PAIRS_AT_ONCE):
+        change = _directions(min(PAIRS_AT_ONCE, num_images - first), rng)
+        change = _unit(change - (change @ centre.T) * centre)
+        rows[first : first + len(change)] = _unit(cosine * centre + np.sqrt(1 - cosine**2) * change)
+    return rows
+
+
 def embed_photos(folder: Path, num_images: int, *, seed: int) -> PlantedEmbeddings:
     """About `num_images` embeddings of photos of `folder` and of three edits of each, by the built-in embedder."""
     from embed.embedder import load_embedder

@@ -77,7 +77,7 @@ def build(
             probes_per_table=probes or PROBES_PER_TABLE,
         )
         if is_promoted:
-            promote_generation(index_folder(opened.folder), manifest.generation_id)
+            promote_generation(index_folder(opened.folder), manifest.generation_id, is_verified=True)
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     figures = {
         "generation_id": manifest.generation_id,

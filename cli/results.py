@@ -16,7 +16,10 @@ from cli.dedup_report import write_dedup_report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The counts of a run. `images` counts every file seen, `exact_copies` those with the bytes of an earlier one."""
+    """The counts of a run. `images` counts every file seen, `exact_copies` those with the bytes of an earlier one.
+
+    `cut_pairs` pairs of `cut_buckets` crowded LSH buckets were not compared one by one.
+    """
 
     images: int
     rejected: int
@@ -26,6 +29,8 @@ class Results:
     duplicates: int
     reclaimable_bytes: int
     candidates: int
+    cut_buckets: int
+    cut_pairs: int
     min_score: float
     embedder_digest: str
     run_id: str
@@ -65,6 +70,7 @@ def describe_results(results: Results) -> str:
         _row("clusters", f"{results.clusters:,}"),
         _row("duplicates found", f"{results.duplicates:,}"),
         _row("could be freed", human_bytes(results.reclaimable_bytes)),
+        *([_row("crowded buckets", _cut(results))] if results.cut_buckets else []),
         "",
         _row("seconds", "   ".join(f"{stage} {seconds:.1f}" for stage, seconds in results.seconds.items())),
         _row("lowest score", f"{results.min_score:g}"),
@@ -91,6 +97,10 @@ def human_bytes(size_bytes: int) -> str:
 
 def _row(label: str, value: str) -> str:
     return f"{label:<18}{value}"
+
+
+def _cut(results: Results) -> str:
+    return f"{results.cut_buckets:,}, {results.cut_pairs:,} pairs in them not compared"
 
 
 def _reasons(rejects: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from batch_jobs.run_records import RunRecord, StepRecord, finished_runs, is_runn
 from cli.report.wording import format_bytes, format_seconds, format_share
 
 COUNTS = ("images", "rejected", "exact_copies", "clusters", "duplicates", "candidates")
-SKEW = ("num_buckets", "largest_bucket", "num_oversized_buckets", "num_cut_pairs")
+SKEW = ("num_buckets", "largest_bucket", "num_cut_buckets", "num_cut_pairs")
 
 
 @dataclass(frozen=True, slots=True)

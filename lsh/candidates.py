@@ -6,9 +6,16 @@ its docs and their sketches, so the candidates are the same however the terms ar
 With `first_new_doc` only pairs with a new doc are made. Docs are given in ascending order, so the new docs of a bucket
 are its last, and a pair has a new doc where its right one is new; pairs of known docs were made when those were new.
 
-An oversized bucket (memes, blank images) would ask for a quadratic number of pairs. There, docs of equal sketch are
-paired only with the first of them, and the firsts with one another if they are few enough, otherwise with `num_sampled`
-members that a mix of term and doc selects. What was not compared is counted in `num_cut_pairs`.
+A bucket of many near-identical docs (memes, blank images) would ask for a quadratic number of pairs, and any sample of
+them would leave a cluster in pieces: members must match their canonical directly. So a crowded bucket is cut as a
+cluster is. A few of its docs become heads, each of which covers a crowd of docs within two thirds of the sketch
+distance; all docs are compared with the heads, and those that no head covers with one another. Heads come from the same
+few docs in every table, so members of a crowd that miss each other in some tables meet its head in others. What is then
+still oversized is halved by a bit of the sketch. What was not compared is counted in `num_cut_pairs`.
+
+A bucket is cut with all of its docs, known ones included, so the pairs with a new doc are those that a full run over
+the same docs would make. Heads may change from night to night: a new doc meets the heads of today, and the cluster step
+compares it with the canonical that their crowd has.
 """
 
 from __future__ import annotations
@@ -29,6 +36,9 @@ from lsh.sorting import starts_of_runs
 
 MAX_DOCS_PER_PARTITION = 1 << 32
 WORDS_PER_SKETCH = 4
+MAX_HEADS = 8
+SAMPLE_PER_CROWD = 8
+UNCUT_PER_CROWD = 4
 _MIN_KEYS_PER_CHUNK = 1 << 22
 _ROW_BITS = np.uint64(32)
 _LOW_ROW = np.uint64((1 << 32) - 1)
@@ -39,40 +49,43 @@ class CandidateParams:
     """How buckets become pairs.
 
     `max_sketch_distance` is meant for sketches of `WORDS_PER_SKETCH`: those of a pair of
-    cosine 0.8 differ in 52 bits on average and in more than 75 once in 2,000 pairs.
+    cosine 0.8 differ in 52 bits on average and in more than 75 once in 2,000 pairs. A head covers at least `crowd_size`
+    docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
     """
 
     max_bucket_size: int = 2000
-    num_sampled: int = 32
+    crowd_size: int = 32
     max_sketch_distance: int = 75
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("max_bucket_size", 2, 16384),
-            ("num_sampled", 1, 1024),
+            ("crowd_size", 1, 16384),
             ("max_sketch_distance", 0, BITS_PER_SKETCH * MAX_WORDS_PER_SKETCH),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ParameterError(f"{name}={value} is out of range {low}..{high}")
-        if self.num_sampled > self.max_bucket_size:
-            raise ParameterError(
-                f"num_sampled={self.num_sampled} is above max_bucket_size={self.max_bucket_size}; lower num_sampled"
-            )
+
+    @property
+    def crowd_distance(self) -> int:
+        """The sketch distance within which a head covers a doc: so near that they probably match."""
+        return 2 * self.max_sketch_distance // 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """Distinct `pairs` `(m, 2)` uint64 docs, left below right, ascending; `shared_terms` `(m,)` uint32; and counts.
 
-    `num_cut_pairs` counts, over the oversized buckets, the pairs with a new doc that were never compared there.
+    `num_cut_pairs` counts, over the `num_cut_buckets` that were crowded or oversized and have a new doc, the pairs with
+    a new doc that were never compared there.
     """
 
     pairs: NDArray[np.uint64]
     shared_terms: NDArray[np.uint32]
     num_buckets: int
     largest_bucket: int
-    num_oversized_buckets: int
+    num_cut_buckets: int
     num_cut_pairs: int
 
 
@@ -88,17 +101,23 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
         )
     bounds = np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size)
     sizes = np.diff(bounds)
-    oversized = np.flatnonzero(sizes > params.max_bucket_size)
     first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
+    ranks = _ranks(postings.docs)
+    has_new = postings.doc_rows[bounds[1:] - 1] >= first_new_row
+    starts, ends, sizes_of_new = bounds[:-1][has_new], bounds[1:][has_new], sizes[has_new]
+    is_cut = _crowded(
+        starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
+    )
+    is_cut |= sizes_of_new > params.max_bucket_size
     tally = _PairTally()
-    for keys in _regular_keys(postings, bounds, params, first_new_row):
+    for keys in _regular_keys(postings, starts[~is_cut], sizes_of_new[~is_cut], params, first_new_row):
         tally.add(keys)
     num_cut_pairs = 0
-    for bucket in oversized.tolist():
-        split = _split_oversized(postings, int(bounds[bucket]), int(bounds[bucket + 1]), params, first_new_row)
-        num_cut_pairs += split.num_cut_pairs
-        for keys in _oversized_keys(split, postings.sketches, params, first_new_row):
-            tally.add(keys[(keys & _LOW_ROW) >= np.uint64(first_new_row)])
+    for start, end in zip(starts[is_cut].tolist(), ends[is_cut].tolist(), strict=True):
+        num_cut_pairs += _num_new_pairs(postings.doc_rows[start:end], first_new_row)
+        for keys, num_compared in _cut_keys(postings, (start, end), ranks, params, first_new_row):
+            tally.add(keys)
+            num_cut_pairs -= num_compared
     keys, shared_terms = tally.total()
     left_rows, right_rows = (keys >> _ROW_BITS).astype(np.int64), (keys & _LOW_ROW).astype(np.int64)
     return Candidates(
@@ -106,9 +125,22 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
         shared_terms=shared_terms,
         num_buckets=sizes.size,
         largest_bucket=int(sizes.max(initial=0)),
-        num_oversized_buckets=oversized.size,
+        num_cut_buckets=int(is_cut.sum()),
         num_cut_pairs=num_cut_pairs,
     )
+
+
+def outside_crowds(sketches: NDArray[np.uint64], params: CandidateParams) -> NDArray[np.bool_]:
+    """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
+    rows = np.arange(len(sketches))
+    ranks = _ranks(rows.astype(np.uint64))
+    while (heads := _heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)).size:
+        is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
+        _pair_with_heads(rows, heads, sketches, 0, params.crowd_distance, 0, keys, is_covered)
+        rows = rows[~is_covered]
+    is_outside = np.zeros(len(sketches), np.bool_)
+    is_outside[rows] = True
+    return is_outside
 
 
 def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
@@ -121,13 +153,15 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, f
     for term, doc in zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True):
         buckets.setdefault(term, []).append(doc)
     shared_terms: dict[tuple[int, int], int] = {}
-    num_cut_pairs = 0
+    num_cut_buckets = num_cut_pairs = 0
     for term, docs in buckets.items():
-        wanted = {pair for pair in combinations(docs, 2) if pair[1] >= first_new_doc}
-        compared = wanted
-        if len(docs) > params.max_bucket_size:
-            compared = wanted & _brute_force_oversized(term, docs, sketch_of, params)
-            num_cut_pairs += len(wanted) - len(compared)
+        compared = wanted = {pair for pair in combinations(docs, 2) if pair[1] >= first_new_doc}
+        is_crowded = len(docs) > params.max_bucket_size or bool(_brute_force_heads(docs, sketch_of, params))
+        if is_crowded and docs[-1] >= first_new_doc:
+            bits = np.roll(np.arange(_num_bits(postings)), -_first_bit(term, postings)).tolist()
+            compared = wanted & _brute_force_cut(docs, sketch_of, params, bits)
+            num_cut_buckets += 1
+        num_cut_pairs += len(wanted) - len(compared)
         for left, right in compared:
             if (sketch_of[left] ^ sketch_of[right]).bit_count() <= params.max_sketch_distance:
                 shared_terms[left, right] = shared_terms.get((left, right), 0) + 1
@@ -137,24 +171,45 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, f
         shared_terms=np.array([shared_terms[pair] for pair in pairs], dtype=np.uint32),
         num_buckets=len(buckets),
         largest_bucket=max(map(len, buckets.values()), default=0),
-        num_oversized_buckets=sum(len(docs) > params.max_bucket_size for docs in buckets.values()),
+        num_cut_buckets=num_cut_buckets,
         num_cut_pairs=num_cut_pairs,
     )
 
 
-def _brute_force_oversized(
-    term: int, docs: list[int], sketch_of: dict[int, int], params: CandidateParams
+def _brute_force_cut(
+    docs: list[int], sketch_of: dict[int, int], params: CandidateParams, bits: list[int]
 ) -> set[tuple[int, int]]:
-    first_of: dict[int, int] = {}
-    for doc in docs:
-        first_of.setdefault(sketch_of[doc], doc)
-    firsts = sorted(first_of.values())
-    chained = {(first_of[sketch_of[doc]], doc) for doc in docs if doc not in firsts}
-    if len(firsts) <= params.max_bucket_size:
-        return chained | set(combinations(firsts, 2))
-    ranks = {doc: int(mix64(np.uint64(doc) ^ np.uint64(mix64(np.uint64(term))))) for doc in firsts}
-    sampled = sorted(firsts, key=ranks.__getitem__)[: params.num_sampled]
-    return chained | {(min(a, b), max(a, b)) for a in sampled for b in firsts if a != b}
+    heads = _brute_force_heads(docs, sketch_of, params)
+    if heads:
+        compared = {(min(head, doc), max(head, doc)) for head in heads for doc in docs if doc != head}
+        covered = {doc for head in heads for doc in docs if _are_within(params.crowd_distance, head, doc, sketch_of)}
+        return compared | _brute_force_cut([doc for doc in docs if doc not in covered], sketch_of, params, bits)
+    if len(docs) <= params.max_bucket_size or not bits:
+        return set(combinations(docs, 2))
+    halves = ([doc for doc in docs if sketch_of[doc] >> bits[0] & 1 == side] for side in (0, 1))
+    return set().union(*(_brute_force_cut(half, sketch_of, params, bits[1:]) for half in halves))
+
+
+def _brute_force_heads(docs: list[int], sketch_of: dict[int, int], params: CandidateParams) -> list[int]:
+    sample = sorted(docs, key=lambda doc: int(mix64(np.uint64(doc))))[: SAMPLE_PER_CROWD * params.crowd_size]
+    heads: list[int] = []
+    remaining = set(sample)
+    while len(docs) > UNCUT_PER_CROWD * params.crowd_size and len(heads) < MAX_HEADS:
+        crowds = {
+            doc: {other for other in remaining if _are_within(params.crowd_distance, doc, other, sketch_of)}
+            for doc in sample[: params.crowd_size]
+            if doc in remaining
+        }
+        largest = max(map(len, crowds.values()), default=0)
+        if largest < params.crowd_size:
+            break
+        heads.append(next(doc for doc, crowd in crowds.items() if 10 * len(crowd) >= 9 * largest))
+        remaining -= crowds[heads[-1]]
+    return heads
+
+
+def _are_within(distance: int, left: int, right: int, sketch_of: dict[int, int]) -> bool:
+    return (sketch_of[left] ^ sketch_of[right]).bit_count() <= distance
 
 
 class _PairTally:
@@ -185,21 +240,24 @@ class _PairTally:
 
 
 def _regular_keys(
-    postings: TermPostings, bounds: NDArray[np.int64], params: CandidateParams, first_new_row: int
+    postings: TermPostings,
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    params: CandidateParams,
+    first_new_row: int,
 ) -> Iterator[NDArray[np.uint64]]:
-    """Keys of the pairs of all buckets that are not oversized, in chunks; a pair repeats once for each shared term."""
-    sizes = np.diff(bounds)
-    regular = np.flatnonzero((sizes > 1) & (sizes <= params.max_bucket_size))
-    if regular.size == 0:
+    """Keys of the pairs of these buckets, in chunks; a pair repeats once for each shared term."""
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    if sizes.size == 0:
         return
-    most_pairs = int(sizes[regular].max()) ** 2 // 2
-    total_pairs = int((sizes[regular] * (sizes[regular] - 1) // 2).sum())
+    most_pairs = int(sizes.max()) ** 2 // 2
+    total_pairs = int((sizes * (sizes - 1) // 2).sum())
     keys = np.empty(max(min(_MIN_KEYS_PER_CHUNK, total_pairs), most_pairs) + 1, dtype=np.uint64)
     next_bucket = 0
-    while next_bucket < regular.size:
+    while next_bucket < sizes.size:
         next_bucket, num_keys = _pair_buckets(
-            bounds[regular],
-            sizes[regular],
+            starts,
+            sizes,
             next_bucket,
             postings.doc_rows,
             postings.sketches,
@@ -210,45 +268,44 @@ def _regular_keys(
         yield keys[:num_keys]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _OversizedSplit:
-    """An oversized bucket: docs after the first of their sketch with that first, all firsts, and the sampled ones.
-
-    `sampled` is None where the firsts are few enough to be paired with one another.
-    """
-
-    chained_firsts: NDArray[np.int64]
-    chained: NDArray[np.int64]
-    firsts: NDArray[np.int64]
-    sampled: NDArray[np.int64] | None
-    num_cut_pairs: int
-
-
-def _split_oversized(
-    postings: TermPostings, start: int, end: int, params: CandidateParams, first_new_row: int
-) -> _OversizedSplit:
-    rows = postings.doc_rows[start:end]
-    # Packed words compare several times faster than rows of words.
-    packed = np.ascontiguousarray(postings.sketches[rows]).view(f"V{8 * postings.sketches.shape[1]}").ravel()
-    _, first_of_sketch, inverse = np.unique(packed, return_index=True, return_inverse=True)
-    first_of_row = first_of_sketch[inverse]
-    is_chained = first_of_row != np.arange(rows.size)
-    firsts = rows[~is_chained]
-    sampled = None
-    chained = rows[is_chained]
-    num_compared = int((chained >= first_new_row).sum()) + _num_new_pairs(firsts, first_new_row)
-    if firsts.size > params.max_bucket_size:
-        ranks = _mixed(postings.docs[firsts], postings.terms[start])
-        by_rank = firsts[np.argsort(ranks)]
-        sampled = np.sort(by_rank[: params.num_sampled])
-        num_compared -= _num_new_pairs(by_rank[params.num_sampled :], first_new_row)
-    return _OversizedSplit(
-        chained_firsts=rows[first_of_row[is_chained]],
-        chained=chained,
-        firsts=firsts,
-        sampled=sampled,
-        num_cut_pairs=_num_new_pairs(rows, first_new_row) - num_compared,
-    )
+def _cut_keys(
+    postings: TermPostings,
+    bounds: tuple[int, int],
+    ranks: NDArray[np.uint64],
+    params: CandidateParams,
+    first_new_row: int,
+) -> Iterator[tuple[NDArray[np.uint64], int]]:
+    """Keys of the pairs of one crowded or oversized bucket, in chunks, each with the number of pairs compared."""
+    sketches, distance = postings.sketches, params.max_sketch_distance
+    num_bits, first_bit = _num_bits(postings), _first_bit(int(postings.terms[bounds[0]]), postings)
+    parts = [(postings.doc_rows[slice(*bounds)], 0)]
+    while parts:
+        rows, bits_used = parts.pop()
+        if not rows.size or rows[-1] < first_new_row:
+            continue
+        heads = _heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
+        if heads.size:
+            is_covered = np.empty(rows.size, np.bool_)
+            keys = np.empty(min(_MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
+            rows_per_chunk = keys.size // heads.size
+            for first in range(0, rows.size, rows_per_chunk):
+                led, covers = rows[first : first + rows_per_chunk], is_covered[first : first + rows_per_chunk]
+                num_keys = _pair_with_heads(
+                    led, heads, sketches, distance, params.crowd_distance, first_new_row, keys, covers
+                )
+                yield keys[:num_keys], 0
+            others = np.setdiff1d(rows, heads, assume_unique=True)
+            yield keys[:0], _num_new_pairs(rows, first_new_row) - _num_new_pairs(others, first_new_row)
+            parts.append((rows[~is_covered], bits_used))
+        elif rows.size <= params.max_bucket_size or bits_used == num_bits:
+            keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
+            whole = np.array([0, rows.size])
+            _, num_keys = _pair_buckets(whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys)
+            yield keys[:num_keys], _num_new_pairs(rows, first_new_row)
+        else:
+            bit = (first_bit + bits_used) % num_bits
+            is_set = (sketches[rows, bit // BITS_PER_SKETCH] >> np.uint64(bit % BITS_PER_SKETCH) & np.uint64(1)) == 1
+            parts += [(rows[is_set], bits_used + 1), (rows[~is_set], bits_used + 1)]
 
 
 def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:
@@ -261,24 +318,13 @@ def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:
     return (rows.size * (rows.size - 1) - num_known * (num_known - 1)) // 2
 
 
-def _oversized_keys(
-    split: _OversizedSplit, sketches: NDArray[np.uint64], params: CandidateParams, first_new_row: int
-) -> Iterator[NDArray[np.uint64]]:
-    yield (split.chained_firsts.astype(np.uint64) << _ROW_BITS) | split.chained.astype(np.uint64)
-    if split.sampled is None:
-        keys = np.empty(split.firsts.size**2 // 2 + 1, dtype=np.uint64)
-        whole = np.array([0, split.firsts.size])
-        _, num_keys = _pair_buckets(
-            whole[:1], whole[1:], 0, split.firsts, sketches, params.max_sketch_distance, first_new_row, keys
-        )
-        yield keys[:num_keys]
-        return
-    keys = np.empty(_MIN_KEYS_PER_CHUNK, dtype=np.uint64)
-    num_firsts_per_chunk = (_MIN_KEYS_PER_CHUNK - 1) // split.sampled.size
-    for first in range(0, split.firsts.size, num_firsts_per_chunk):
-        chunk = split.firsts[first : first + num_firsts_per_chunk]
-        num_keys = _pair_with_sampled(chunk, split.sampled, sketches, params.max_sketch_distance, keys)
-        yield keys[:num_keys]
+def _num_bits(postings: TermPostings) -> int:
+    return BITS_PER_SKETCH * int(postings.sketches.shape[1])
+
+
+def _first_bit(term: int, postings: TermPostings) -> int:
+    """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
+    return int(mix64(np.uint64(term))) % _num_bits(postings)
 
 
 @njit(cache=True, nogil=True)
@@ -305,12 +351,87 @@ def _merged(
 
 
 @njit(cache=True, nogil=True)
-def _mixed(docs: NDArray[np.uint64], term: np.uint64) -> NDArray[np.uint64]:
-    """A rank for each doc of a bucket, distinct and reshuffled for every term."""
+def _ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Distinct ranks that shuffle the docs, in the same way in every table."""
     ranks = np.empty(docs.size, np.uint64)
     for i in range(docs.size):
-        ranks[i] = mix64(docs[i] ^ mix64(term))
+        ranks[i] = mix64(docs[i])
     return ranks
+
+
+@njit(cache=True, nogil=True)
+def _crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    doc_rows: NDArray[np.int64],
+    ranks: NDArray[np.uint64],
+    sketches: NDArray[np.uint64],
+    radius: int,
+    crowd_size: int,
+) -> NDArray[np.bool_]:
+    """For each bucket whether it has a head."""
+    is_crowded = np.zeros(starts.size, np.bool_)
+    for bucket in range(is_crowded.size):
+        if ends[bucket] - starts[bucket] > UNCUT_PER_CROWD * crowd_size:
+            sample = _sample(doc_rows[starts[bucket] : ends[bucket]], ranks, SAMPLE_PER_CROWD * crowd_size)
+            is_crowded[bucket] = _near_candidates(sample, sketches, radius, crowd_size)[1].max() >= crowd_size
+    return is_crowded
+
+
+@njit(cache=True, nogil=True)
+def _heads(
+    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+) -> NDArray[np.int64]:
+    """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
+    heads = np.empty(MAX_HEADS, np.int64)
+    num_heads = 0
+    if rows.size <= UNCUT_PER_CROWD * crowd_size:
+        return heads[:0]
+    sample = _sample(rows, ranks, SAMPLE_PER_CROWD * crowd_size)
+    is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
+    while num_heads < MAX_HEADS and covered.max() >= crowd_size:
+        head = np.argmax(10 * covered >= 9 * covered.max())
+        heads[num_heads] = sample[head]
+        num_heads += 1
+        for j in np.flatnonzero(is_near[head]):
+            is_near[:, j] = False
+            if j < crowd_size:
+                is_near[j] = False
+        for candidate in range(crowd_size):
+            covered[candidate] = is_near[candidate].sum()
+    return np.sort(heads[:num_heads])
+
+
+@njit(cache=True, nogil=True)
+def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
+    """The `num_sampled` rows of lowest rank, ascending by rank."""
+    if rows.size > 16 * num_sampled:
+        # Ranks are uniform: that fewer than an eighth of what is expected fall below the limit does not happen.
+        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(8 * num_sampled)
+        rows = rows[ranks[rows] < limit]
+    return rows[np.argsort(ranks[rows])[:num_sampled]]
+
+
+@njit(cache=True, nogil=True)
+def _near_candidates(
+    sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
+    is_near = np.empty((num_candidates, sample.size), np.bool_)
+    covered = np.zeros(num_candidates, np.int64)
+    for i in range(num_candidates):
+        for j in range(sample.size):
+            is_near[i, j] = _distance(sketches, sample[i], sample[j]) <= np.uint64(radius)
+            covered[i] += is_near[i, j]
+    return is_near, covered
+
+
+@njit(cache=True, nogil=True)
+def _distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.uint64:
+    distance = np.uint64(0)
+    for word in range(sketches.shape[1]):
+        distance += count_ones(sketches[left, word] ^ sketches[right, word])
+    return distance
 
 
 @njit(cache=True, nogil=True)
@@ -363,28 +484,28 @@ def _distances(words: NDArray[np.uint64], i: int, first: int, size: int, distanc
 
 
 @njit(cache=True, nogil=True)
-def _pair_with_sampled(
+def _pair_with_heads(  # noqa: PLR0917 - numba kernels take their arrays one by one
     rows: NDArray[np.int64],
-    sampled: NDArray[np.int64],
+    heads: NDArray[np.int64],
     sketches: NDArray[np.uint64],
     max_distance: int,
+    radius: int,
+    first_new_row: int,
     keys: NDArray[np.uint64],
+    is_covered: NDArray[np.bool_],
 ) -> int:
-    """Fills `keys` with the pairs of `rows` and `sampled`, a pair of two sampled rows once; returns their number."""
-    is_sampled = np.zeros(rows.size, np.bool_)
-    positions = np.searchsorted(sampled, rows)
-    for i in range(rows.size):
-        is_sampled[i] = positions[i] < sampled.size and sampled[positions[i]] == rows[i]
+    """Fills `keys` with the pairs of `rows` and `heads` that have a new row, and says which rows the heads cover.
+
+    A pair of two heads is filled in once.
+    """
     num_keys = 0
-    limit = np.uint64(max_distance)
     for i in range(rows.size):
-        for j in range(sampled.size):
-            if rows[i] == sampled[j] or (is_sampled[i] and rows[i] > sampled[j]):
+        is_covered[i] = False
+        for head in heads:
+            distance = _distance(sketches, rows[i], head)
+            is_covered[i] |= distance <= np.uint64(radius)
+            if rows[i] == head or (rows[i] > head and rows[i] in heads) or max(rows[i], head) < first_new_row:
                 continue
-            low, high = min(rows[i], sampled[j]), max(rows[i], sampled[j])
-            keys[num_keys] = (np.uint64(low) << _ROW_BITS) | np.uint64(high)
-            distance = np.uint64(0)
-            for word in range(sketches.shape[1]):
-                distance += count_ones(sketches[low, word] ^ sketches[high, word])
-            num_keys += int(distance <= limit)
+            keys[num_keys] = (np.uint64(min(rows[i], head)) << _ROW_BITS) | np.uint64(max(rows[i], head))
+            num_keys += distance <= np.uint64(max_distance)
     return num_keys

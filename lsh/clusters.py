@@ -8,6 +8,9 @@ An update keeps what users rely on. Canonicals are found in three waves: among t
 members whose canonical is gone, among the new nodes. The nodes of a wave that match no canonical yet are cut among
 themselves; then every node without a canonical joins the best.
 
+Not all pairs of a large crowd are compared, so a crowd may fall into pieces for want of an edge. The cut says which
+pairs would join such pieces; compare them, add those that match, and cut again.
+
 Source: Gusev and Xu, arXiv 2209.08433, section 3.3 (transitive closure, then a greedy k-cut).
 """
 
@@ -22,13 +25,23 @@ from numpy.typing import NDArray
 from lsh.components import checked_edges
 from lsh.errors import ParameterError
 
+MIN_COMMON = 32
+"""Neighbours that two canonicals of one crowd share at least; edits of one photo are fewer."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """For each node its `canonical` `(n,)` int64 and its `score` `(n,)` float32 with it; 1 for a canonical itself."""
+    """For each node its `canonical` `(n,)` int64 and its `score` `(n,)` float32 with it; 1 for a canonical itself.
+
+    `unmet` `(m, 2)` int64, left below right, are pairs without an edge whose comparison may join two pieces of a crowd:
+    the canonical of one with the canonical of the other and with all that this one took. In an update they are a node
+    that stands alone or leads, without having led before, and the canonical of a neighbour, where one of the two
+    neighbours has `MIN_COMMON` of them.
+    """
 
     canonical: NDArray[np.int64]
     score: NDArray[np.float32]
+    unmet: NDArray[np.int64]
 
 
 def greedy_cut(
@@ -47,8 +60,10 @@ def greedy_cut(
     """
     graph = _graph(num_nodes, lefts, rights, scores, quality_rank)
     order = np.argsort(quality_rank, kind="stable")
-    is_canonical = _greedy_cut(graph.offsets, graph.neighbours, order)
-    return Clusters(*_join_best(*graph.arrays, order, is_canonical, np.full(num_nodes, -1)))
+    taken_by = _greedy_cut(graph.offsets, graph.neighbours, order)
+    is_canonical = taken_by == np.arange(num_nodes)
+    canonical, score = _join_best(*graph.arrays, order, is_canonical, np.full(num_nodes, -1))
+    return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, taken_by))
 
 
 def updated_cut(
@@ -82,9 +97,12 @@ def updated_cut(
     settled = np.where(is_new | was_canonical, -1, before)
     settled[(settled >= 0) & ~is_canonical[settled]] = -1
     settled = _still_matched(graph.offsets, graph.neighbours, settled)
-    _cut_undecided(graph, ~is_new & ~was_canonical & (settled < 0), quality_rank, is_canonical)
+    is_left = ~is_new & ~was_canonical & (settled < 0)
+    _cut_undecided(graph, is_left, quality_rank, is_canonical)
     _cut_undecided(graph, is_new, quality_rank, is_canonical)
-    return Clusters(*_join_best(*graph.arrays, nodes, is_canonical, settled))
+    canonical, score = _join_best(*graph.arrays, nodes, is_canonical, settled)
+    heirs = np.flatnonzero(is_canonical & (is_left | is_new))
+    return Clusters(canonical, score, _unmet_by(heirs, graph.offsets, graph.neighbours, canonical))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +148,19 @@ def _cut_undecided(
     nodes = np.flatnonzero(wave & ~_matches_any(graph.offsets, graph.neighbours, is_canonical))
     lefts, rights = _edges_among(graph.offsets, graph.neighbours, nodes)
     offsets, neighbours, _ = _adjacency(nodes.size, lefts, rights, np.ones(lefts.size, np.float32))
-    is_canonical[nodes] = _greedy_cut(offsets, neighbours, np.argsort(quality_rank[nodes], kind="stable"))
+    taken_by = _greedy_cut(offsets, neighbours, np.argsort(quality_rank[nodes], kind="stable"))
+    is_canonical[nodes] = taken_by == np.arange(nodes.size)
+
+
+def _unmet(offsets: NDArray[np.int64], neighbours: NDArray[np.int64], taken_by: NDArray[np.int64]) -> NDArray[np.int64]:
+    rival_of = _rivals(offsets, neighbours, taken_by)
+    rival_of_node = rival_of[taken_by]
+    nodes = np.flatnonzero(rival_of_node >= 0)
+    rivals = rival_of_node[nodes]
+    order = np.argsort(rivals, kind="stable")
+    nodes, rivals = nodes[order], rivals[order]
+    is_unmet = ~_are_neighbours(offsets, neighbours, rivals, nodes)
+    return np.sort(np.column_stack([rivals[is_unmet], nodes[is_unmet]]), axis=1)
 
 
 @njit(cache=True, nogil=True)
@@ -171,8 +201,8 @@ def _greedy_cut(
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
     order: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Which nodes become canonical.
+) -> NDArray[np.int64]:
+    """For each node the canonical that takes it; a canonical takes itself.
 
     A heap holds one key a node, `(most - degree) * num_nodes + rank`, ascending; `order` lists nodes by rank.
 
@@ -186,28 +216,85 @@ def _greedy_cut(
         heap[rank] = (most - degrees[order[rank]]) * num_nodes + rank
     heap.sort()  # An ascending array is a heap.
 
-    is_taken = np.zeros(num_nodes, np.bool_)
-    is_canonical = np.zeros(num_nodes, np.bool_)
+    taken_by = np.full(num_nodes, -1)
     heap_size = num_nodes
     while heap_size:
         rank = heap[0] % num_nodes
         node = order[rank]
         key = (most - degrees[node]) * num_nodes + rank
-        if not is_taken[node] and heap[0] != key:
+        if taken_by[node] < 0 and heap[0] != key:
             _replace_top(heap, heap_size, key)
             continue
         heap_size -= 1
         _replace_top(heap, heap_size, heap[heap_size])
-        if is_taken[node]:
+        if taken_by[node] >= 0:
             continue
-        is_taken[node] = is_canonical[node] = True
+        taken_by[node] = node
         for member in neighbours[offsets[node] : offsets[node + 1]]:
-            if is_taken[member]:
+            if taken_by[member] >= 0:
                 continue
-            is_taken[member] = True
+            taken_by[member] = node
             for other in neighbours[offsets[member] : offsets[member + 1]]:
                 degrees[other] -= 1
-    return is_canonical
+    return taken_by
+
+
+@njit(cache=True, nogil=True)
+def _rivals(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], taken_by: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each canonical the one that took most of its neighbours, if these are `MIN_COMMON` or more, otherwise -1."""
+    rival_of = np.full(taken_by.size, -1)
+    num_taken = np.zeros(taken_by.size, np.int64)
+    for node in range(taken_by.size):
+        if taken_by[node] != node or offsets[node + 1] - offsets[node] < MIN_COMMON:
+            continue
+        most = MIN_COMMON - 1
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            canonical = taken_by[neighbour]
+            if canonical == node:
+                continue
+            num_taken[canonical] += 1
+            if num_taken[canonical] > most or (num_taken[canonical] == most and canonical < rival_of[node]):
+                most, rival_of[node] = num_taken[canonical], canonical
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            num_taken[taken_by[neighbour]] = 0
+    return rival_of
+
+
+@njit(cache=True, nogil=True)
+def _unmet_by(
+    nodes: NDArray[np.int64], offsets: NDArray[np.int64], neighbours: NDArray[np.int64], canonical: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`nodes`, each canonical, with the canonicals of their neighbours in crowds; canonicals are no neighbours."""
+    degrees = offsets[1:] - offsets[:-1]
+    unmet = np.empty((degrees[nodes].sum(), 2), np.int64)
+    num_unmet = 0
+    last_met_by = np.full(canonical.size, -1)
+    for node in nodes:
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            other = canonical[neighbour]
+            is_crowd = degrees[node] >= MIN_COMMON or degrees[neighbour] >= MIN_COMMON
+            if is_crowd and other != node and last_met_by[other] != node:
+                last_met_by[other] = node
+                unmet[num_unmet] = min(node, other), max(node, other)
+                num_unmet += 1
+    return unmet[:num_unmet]
+
+
+@njit(cache=True, nogil=True)
+def _are_neighbours(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], lefts: NDArray[np.int64], rights: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each pair has an edge; pairs of one left node lie together."""
+    met = np.empty(lefts.size, np.bool_)
+    last_met = np.full(offsets.size - 1, -1)
+    for i in range(lefts.size):
+        if i == 0 or lefts[i] != lefts[i - 1]:
+            for neighbour in neighbours[offsets[lefts[i]] : offsets[lefts[i] + 1]]:
+                last_met[neighbour] = lefts[i]
+        met[i] = last_met[rights[i]] == lefts[i]
+    return met
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,8 @@
 Theory for a uniform sphere says nothing of real embeddings, which crowd in places. So all is counted: the sample is
 hashed by each setting that might do, its near pairs say what a setting finds, and all its pairs say what it compares.
 A pair of the sample stands for `(num_images / sample) ** 2` pairs of the corpus, which a sample drawn at random makes
-true on average, families of copies and crowded places included. A pair that shares `c` of the `T` tables hashed shares
+true on average, families of copies and crowded places included; crowds of near-identical images, which any setting
+finds, are left out. A pair that shares `c` of the `T` tables hashed shares
 at least `m` of `t` of them with the hypergeometric probability, so one hashing tells all smaller numbers of tables.
 
 Seconds are core-seconds of the kernels, from unit costs measured on the machine at hand; Spark's own are not in them.
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
-from lsh.candidates import WORDS_PER_SKETCH, CandidateParams, candidate_pairs
+from lsh.candidates import MAX_HEADS, WORDS_PER_SKETCH, CandidateParams, candidate_pairs, outside_crowds
 from lsh.codes import pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.rotations import checked_embeddings
@@ -44,6 +45,7 @@ SKETCH_DISTANCES_TRIED = (*range(40, 90, 2), 96)
 SHARED_TERMS_TRIED = (1, 2, 3, 4)
 _ROWS_PER_PRODUCT = 1024
 _ALL_BITS = BITS_PER_SKETCH * WORDS_PER_SKETCH
+_UNCUT = CandidateParams(max_bucket_size=16384, crowd_size=16384, max_sketch_distance=_ALL_BITS)
 _PAIR_BYTES = 4.3
 _DOCS_PER_BLOCK = 65_536
 _POSTINGS_PER_PARTITION = 16_000_000
@@ -204,6 +206,15 @@ def plans(
     rows = checked_embeddings(sample, dim=sample.shape[1])
     if len(rows) < MIN_SAMPLE:
         raise ParameterError(f"a sample of {len(rows)} embeddings is too small to tune on; give {MIN_SAMPLE} or more")
+    # All settings find the pairs of a crowd, and none is to be chosen for them.
+    is_outside = outside_crowds(_sketches(rows, seed), CandidateParams())
+    rows, share = rows[is_outside], float(is_outside.mean())
+    if len(rows) < MIN_SAMPLE:
+        raise ParameterError(
+            f"only {len(rows)} images of the sample are outside crowds of near-identical ones, of {MIN_SAMPLE} needed; "
+            f"give a larger sample"
+        )
+    target = replace(target, num_images=max(2, round(share * target.num_images)))
     near = near_pairs(rows, target.min_similarity, seed=seed)
     costs = costs or measured_costs(rows)
     found = [
@@ -315,9 +326,9 @@ def measured_costs(sample: NDArray[np.float32]) -> UnitCosts:
         started = thread_time()
         postings = decode_term_blocks(encode_term_blocks(terms, docs, row_sketches, num_partitions=1))
         decoded = thread_time()
-        candidate_pairs(postings, CandidateParams(max_bucket_size=16384, max_sketch_distance=0))
+        candidate_pairs(postings, replace(_UNCUT, max_sketch_distance=0))
         walked = thread_time()
-        kept = candidate_pairs(postings, CandidateParams(max_bucket_size=16384, max_sketch_distance=_ALL_BITS))
+        kept = candidate_pairs(postings, _UNCUT)
         tallied = thread_time()
         pairs, _ = decode_pair_blocks([encode_pair_block(kept.pairs, kept.shared_terms)])
         pair_cosines(codes, codes, pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64))
@@ -480,7 +491,7 @@ def _count(rows: NDArray[np.float32], near: NearPairs, params: TermParams, targe
     growth = target.num_images / len(rows)
     limits = CandidateParams()
     is_oversized = (sizes > 1) & (sizes * growth > limits.max_bucket_size)
-    scaled = np.where(is_oversized, sizes * limits.num_sampled / growth, pairs_of_size)
+    scaled = np.where(is_oversized, sizes * MAX_HEADS / growth, pairs_of_size)
     num_walked = pairs_of_size.sum()
     if num_walked > MAX_WALKED_IN_SAMPLE or scaled.sum() * growth**2 / target.num_images > MAX_WALKED_PER_IMAGE:
         return None
@@ -489,9 +500,7 @@ def _count(rows: NDArray[np.float32], near: NearPairs, params: TermParams, targe
     sketch_s = (thread_time() - started) / len(rows)
     docs = np.arange(len(rows), dtype=np.uint64)
     blocks = encode_term_blocks(terms, docs, row_sketches, num_partitions=1)
-    found = candidate_pairs(
-        decode_term_blocks(blocks), CandidateParams(max_bucket_size=16384, max_sketch_distance=_ALL_BITS)
-    )
+    found = candidate_pairs(decode_term_blocks(blocks), _UNCUT)
     lefts, rights = found.pairs.astype(np.int64).T
     below = _cosines(rows, lefts, rights) < target.min_similarity
     shared = found.shared_terms.astype(np.int64)

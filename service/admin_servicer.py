@@ -50,14 +50,14 @@ class AdminServicer:
 
     async def promote(self, request: pb.PromoteRequest, _: Call) -> pb.PromoteResponse:
         generation_id = request.generation_id
-        publish = partial(publishing.promote, self._index, generation_id)
+        publish = partial(publishing.promote, self._index, generation_id, is_verified=True)
         return self._response(await asyncio.shield(self._switch(generation_id, publish)))
 
     async def rollback(self, _request: pb.RollbackRequest, _: Call) -> pb.PromoteResponse:
         generation_id = await asyncio.to_thread(publishing.previous, self._index)
         if generation_id is None:
             raise GenerationRefused("no generation was served before this one; see ListGenerations")
-        publish = partial(publishing.rollback, self._index)
+        publish = partial(publishing.rollback, self._index, verified=generation_id)
         return self._response(await asyncio.shield(self._switch(generation_id, publish)))
 
     async def follow_pointer(self) -> None:

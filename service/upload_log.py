@@ -11,6 +11,7 @@ id counts. The file belongs to one server at a time and to one embedder.
 
 from __future__ import annotations
 
+import logging
 import queue
 import sqlite3
 import threading
@@ -21,7 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.errors import LogError, LogFull
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION: Final = 1
 _MAX_TRANSACTION: Final = 4096
@@ -52,12 +58,22 @@ class LogEntry:
     canonical_id: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Registrations:
+    """Registered images, oldest first: their ids, `codes` `(n, dim)` int8 and what they named as their canonical."""
+
+    image_ids: Sequence[str]
+    codes: NDArray[np.int8]
+    canonical_ids: Sequence[str]
+
+
 class UploadLog:
     """An open log. Safe to use from several threads."""
 
     def __init__(self, path: Path, *, embedder_digest: str, dim: int) -> None:
         """Open or create the log at `path`; raises LogError when it is in use, damaged or of another embedder."""
         self.path = path
+        self._dim = dim
         self._using_database = threading.Lock()
         identity = {"format_version": str(FORMAT_VERSION), "embedder_digest": embedder_digest, "dim": str(dim)}
         try:
@@ -91,13 +107,14 @@ class UploadLog:
         """Every image id that was ever removed."""
         return [image_id for (image_id,) in self._query("SELECT DISTINCT image_id FROM entries WHERE code IS NULL")]
 
-    def registered(self, *, block_size: int = 8192) -> Iterator[list[LogEntry]]:
+    def registered(self, *, block_size: int = 8192) -> Iterator[Registrations]:
         """The images whose last entry registers them, oldest first, in blocks; the log can be written between them."""
         with ThreadPoolExecutor(1) as reader:
             block = reader.submit(self._query, _REGISTERED, (0, block_size))
             while rows := block.result():
                 block = reader.submit(self._query, _REGISTERED, (rows[-1][0], block_size))
-                yield [LogEntry(*row[1:]) for row in rows]
+                _, image_ids, codes, canonical_ids = zip(*rows, strict=True)
+                yield Registrations(image_ids, self._codes(codes), canonical_ids)
 
     def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None:
         """Delete the entries of these images up to a sequence number; raises LogError."""
@@ -152,12 +169,24 @@ class UploadLog:
             self._waiting.put(None)
         return batch
 
+    def _codes(self, codes: Sequence[bytes]) -> NDArray[np.int8]:
+        if any(map(self._dim.__ne__, map(len, codes))):
+            raise LogError(
+                f"the upload log {self.path.name} holds a code that has not {self._dim} bytes; it is damaged"
+            )
+        return np.frombuffer(b"".join(codes), dtype=np.int8).reshape(len(codes), self._dim)
+
+    def _failed(self, error: sqlite3.Error) -> LogError:
+        """The error of a log in use; callers from afar learn its file's name, this machine's log its place."""
+        log.error("the upload log failed", extra={"path": str(self.path), "reason": str(error)})
+        return _log_error(self.path.name, error)
+
     def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._using_database:
             try:
                 return self._database.execute(statement, values).fetchall()
             except sqlite3.Error as error:
-                raise _log_error(self.path, error) from error
+                raise self._failed(error) from error
 
     def _transaction(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         with self._using_database:
@@ -168,10 +197,10 @@ class UploadLog:
             except sqlite3.Error as error:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
-                raise _log_error(self.path, error) from error
+                raise self._failed(error) from error
 
 
-def _log_error(path: Path, error: Exception) -> LogError:
+def _log_error(path: Path | str, error: Exception) -> LogError:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
         return LogFull(f"the disk of the upload log {path} is full; free some space, nothing acknowledged is lost")

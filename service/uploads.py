@@ -6,14 +6,15 @@ come. One thread changes it at a time, the engine sees to that; any number read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsh.index.generation import Generation
 from service.live_index import LiveIndex
-from service.upload_log import LogEntry
+from service.upload_log import LogEntry, Registrations
 
 
 class Uploads:
@@ -32,21 +33,23 @@ class Uploads:
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def replay(self, removed_ids: Iterable[str], registered: Iterable[Sequence[LogEntry]]) -> list[str]:
+    def replay(self, removed_ids: Iterable[str], registered: Iterable[Registrations]) -> list[str]:
         """Take over a log; returns the image ids that the generation contains, which need not be live."""
         for image_id in removed_ids:
             self._remove_doc(image_id)
         contained: list[str] = []
         for block in registered:
-            docs = self._generation.docs_of([entry.image_id for entry in block])
-            is_contained = (docs >= 0) & ~self.is_removed[docs]
-            missing = []
-            for entry, contains in zip(block, is_contained.tolist(), strict=True):
-                if contains:
-                    contained.append(entry.image_id)
-                else:
-                    self._remove_row(entry.image_id)  # one registered anew while the log was being read comes twice
-                    missing.append(entry)
+            docs = self._generation.docs_of(block.image_ids)
+            is_missing = (docs < 0) | self.is_removed[docs]
+            contained += compress(block.image_ids, ~is_missing)
+            missing = block
+            if not is_missing.all():
+                image_ids, canonical_ids = (
+                    list(compress(ids, is_missing)) for ids in (block.image_ids, block.canonical_ids)
+                )
+                missing = Registrations(image_ids, block.codes[is_missing], canonical_ids)
+            for image_id in self._row_of.keys() & set(missing.image_ids):
+                self._remove_row(image_id)  # one registered anew while the log was being read comes twice
             self._add(missing)
         return contained
 
@@ -56,7 +59,8 @@ class Uploads:
         if entry.code is None:
             self._remove_doc(entry.image_id)
         elif self._doc_of(entry.image_id) is None:
-            self._add([entry])
+            code = np.frombuffer(entry.code, dtype=np.int8)
+            self._add(Registrations([entry.image_id], code[None], [entry.canonical_id]))
 
     def entry_of(self, image_id: str) -> LogEntry | None:
         """The entry that registered a live image."""
@@ -87,30 +91,30 @@ class Uploads:
         own = [cluster] if cluster in self._row_of else []
         return [*own, *self._copies_of.get(cluster, ())]
 
-    def _add(self, entries: Sequence[LogEntry]) -> None:
-        if not entries:
+    def _add(self, new: Registrations) -> None:
+        if not len(new.image_ids):
             return
-        code_bytes = b"".join(entry.code for entry in entries if entry.code is not None)
-        codes = np.frombuffer(code_bytes, dtype=np.int8).reshape(len(entries), self.index.dim)
-        clusters = [self._cluster_in_generation(entry) for entry in entries]
+        clusters = self._clusters_in_generation(new)
         # A search may find a row as soon as the index has it, so its name comes first.
         first_row = len(self._image_ids)
-        self._image_ids.extend(entry.image_id for entry in entries)
+        self._image_ids.extend(new.image_ids)
         self._cluster_of.extend(clusters)
-        self.index.add(codes)
-        for row, (entry, cluster) in enumerate(zip(entries, clusters, strict=True), first_row):
-            self._row_of[entry.image_id] = row
-            if cluster != entry.image_id:
-                self._copies_of.setdefault(cluster, {})[entry.image_id] = None
+        self.index.add(new.codes)
+        self._row_of.update(zip(new.image_ids, range(first_row, len(self._image_ids)), strict=True))
+        for image_id, cluster in zip(new.image_ids, clusters, strict=True):
+            if cluster != image_id:
+                self._copies_of.setdefault(cluster, {})[image_id] = None
 
-    def _cluster_in_generation(self, entry: LogEntry) -> str:
-        """The cluster that an entry names; this generation may have given that image to another cluster."""
-        if entry.canonical_id == entry.image_id:
-            return entry.image_id
-        doc = self._generation.doc_of(entry.canonical_id)
-        if doc is None:
-            return entry.canonical_id
-        return self._generation.image_ids(self._generation.canonicals(np.array([doc])))[0]
+    def _clusters_in_generation(self, new: Registrations) -> list[str]:
+        """The clusters that registrations name; this generation may have given those images to other clusters."""
+        clusters = list(new.canonical_ids)
+        copies = [i for i, (own, other) in enumerate(zip(new.image_ids, clusters, strict=True)) if own != other]
+        docs = self._generation.docs_of([clusters[i] for i in copies])
+        is_known = docs >= 0
+        canonicals = self._generation.canonicals(docs[is_known])
+        for i, cluster in zip(compress(copies, is_known), self._generation.image_ids(canonicals), strict=True):
+            clusters[i] = cluster
+        return clusters
 
     def _remove_row(self, image_id: str) -> None:
         row = self._row_of.pop(image_id, None)

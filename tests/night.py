@@ -127,7 +127,7 @@ def run_night(
         joined = pa.concat_tables([join_blocks(one, params=params, docs_per_range=100) for one in by_part])
         counts = {
             name: int(np.sum(joined[name].drop_null().to_numpy()))
-            for name in ("num_pairs", "num_buckets", "num_oversized_buckets", "num_cut_pairs")
+            for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")
         }
         largest = int(np.max(joined["largest_bucket"].drop_null().to_numpy()))
         selection = Selection(

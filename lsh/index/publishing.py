@@ -101,10 +101,15 @@ def new_generation(index: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def promote(index: Path, generation_id: str) -> None:
-    """Verify a generation and make it current; raises GenerationError and changes nothing if it is not whole."""
+def promote(index: Path, generation_id: str, *, is_verified: bool = False) -> None:
+    """Verify a generation, unless the caller just did, and make it current.
+
+    Raises GenerationError and changes nothing if it is not whole.
+    """
     with _locked(index):
-        verify_generation(generation_folder(index, generation_id))
+        folder = generation_folder(index, generation_id)
+        if not is_verified:
+            verify_generation(folder)
         pointer = _read_pointer(index)
         if pointer.current == generation_id:
             return
@@ -112,8 +117,11 @@ def promote(index: Path, generation_id: str) -> None:
         _write_pointer(index, _Pointer(generation_id, before))
 
 
-def rollback(index: Path) -> str:
-    """Make the generation before the current one current again; returns its id, raises GenerationError."""
+def rollback(index: Path, *, verified: str | None = None) -> str:
+    """Make the generation before the current one current again; returns its id, raises GenerationError.
+
+    It is verified, unless it is the one that the caller says it just `verified`.
+    """
     with _locked(index):
         pointer = _read_pointer(index)
         if not pointer.previous:
@@ -121,7 +129,8 @@ def rollback(index: Path) -> str:
                 f"{index} has no generation before {pointer.current}; there is nothing to roll back to"
             )
         generation_id = pointer.previous[-1]
-        verify_generation(generation_folder(index, generation_id))
+        if generation_id != verified:
+            verify_generation(generation_folder(index, generation_id))
         _write_pointer(index, _Pointer(generation_id, pointer.previous[:-1]))
         return generation_id
 

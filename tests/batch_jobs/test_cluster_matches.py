@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Any
 
-from batch_jobs.cluster_matches import Members, cluster_docs
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from batch_jobs.cluster_matches import Before, Clustered, Edges, Members, cluster_docs
+from batch_jobs.decisions import DocDecisions
+from batch_jobs.select_matches import Match
+from lsh.clusters import MIN_COMMON
 
 
 def clustered(edges: list[tuple[int, int, float]], original_docs: list[int], pixels: list[int]) -> Members:
     lefts, rights, scores = zip(*edges, strict=True) if edges else ((), (), ())
     return cluster_docs(
-        lefts=np.array(lefts, np.int64),
-        rights=np.array(rights, np.int64),
-        scores=np.array(scores, np.float32),
+        Edges(np.array(lefts, np.int64), np.array(rights, np.int64), np.array(scores, np.float32)),
         original_docs=np.array(original_docs, np.int64),
         pixels=np.array(pixels, np.int64),
-    )
+    ).members
 
 
 def test_the_larger_image_is_canonical() -> None:
@@ -57,3 +63,72 @@ def test_a_chain_does_not_join_its_ends() -> None:
         3: 3,
         4: 3,
     }
+
+
+NUM_IN_PIECES = MIN_COMMON + 4
+IN_PIECES = [
+    *((hub, doc, 0.9) for hub in (0, 1) for doc in range(2, NUM_IN_PIECES - 2)),
+    (0, NUM_IN_PIECES - 2, 0.9),
+    (1, NUM_IN_PIECES - 1, 0.9),
+]
+"""Two hubs with the same neighbours, one more of its own each, and no edge between them."""
+
+
+@dataclass
+class Comparison:
+    """Matches all pairs that it is asked for, and remembers them."""
+
+    asked: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        self.asked.extend(pairs.tolist())
+        return np.ones(len(pairs), np.bool_), np.full(len(pairs), 0.9, np.float32)
+
+
+def clustered_crowd(edges: list[tuple[int, int, float]], num_docs: int, match: Match, **options: Any) -> Clustered:
+    lefts, rights, scores = zip(*edges, strict=True)
+    return cluster_docs(
+        Edges(np.array(lefts), np.array(rights), np.array(scores, np.float32)),
+        original_docs=np.arange(num_docs),
+        pixels=np.ones(num_docs, np.int64),
+        match=match,
+        **options,
+    )
+
+
+def test_a_crowd_in_pieces_is_compared_and_cut_again() -> None:
+    """Two hubs of one crowd that were never compared are, and all that then match directly is one cluster."""
+    match = Comparison()
+    clustered = clustered_crowd(IN_PIECES, NUM_IN_PIECES, match)
+    assert match.asked == [[0, 1], [0, NUM_IN_PIECES - 1]]
+    assert clustered.members.canonical_docs.tolist() == [0] * NUM_IN_PIECES
+    found = clustered.crowd_edges
+    assert list(zip(found.lefts.tolist(), found.rights.tolist(), strict=True)) == [(0, 1), (0, NUM_IN_PIECES - 1)]
+
+
+@pytest.mark.parametrize("is_edge", [False, True])
+def test_a_crowd_compared_again_obeys_a_split(is_edge: bool) -> None:
+    """No comparison brings hubs together that were parted by hand, and an edge that was dropped is not asked for."""
+    match = Comparison()
+    edges = [*IN_PIECES, (0, 1, 0.95)] if is_edge else IN_PIECES
+    split = DocDecisions(splits=({0: 0, 1: 1},), merges=())
+    clustered = clustered_crowd(edges, NUM_IN_PIECES, match, decided=split)
+    canonical_of = dict(zip(clustered.members.docs.tolist(), clustered.members.canonical_docs.tolist(), strict=True))
+    assert canonical_of.get(0, 0) != canonical_of.get(1, 1)
+    assert not is_edge or [0, 1] not in match.asked
+
+
+def test_new_images_of_a_crowd_join_the_canonical_that_it_has() -> None:
+    """New images that met only a member of a crowd are compared with its canonical, known ones are not asked about."""
+    crowd = [(0, doc, 0.9) for doc in range(1, 60)]
+    new = range(60, 60 + MIN_COMMON)
+    match = Comparison()
+    canonical_rows, is_new = np.zeros(60 + MIN_COMMON, np.int64), np.arange(60 + MIN_COMMON) >= 60
+    clustered = clustered_crowd(
+        [*crowd, *((7, doc, 0.9) for doc in new)],
+        60 + MIN_COMMON,
+        match,
+        before=Before(np.where(is_new, np.arange(is_new.size), canonical_rows), is_new),
+    )
+    assert match.asked == [[0, doc] for doc in new]
+    assert clustered.members.canonical_docs.tolist() == [0] * (60 + MIN_COMMON)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import cluster_docs
+from batch_jobs.cluster_matches import Edges, cluster_docs
 from batch_jobs.decisions import (
     DecidedEdges,
     Decision,
@@ -53,8 +53,8 @@ def decided(
 def canonical_of(edges: DecidedEdges, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The canonical of each doc, its own where it is in no cluster."""
     members = cluster_docs(
-        lefts=edges.lefts, rights=edges.rights, scores=edges.scores, original_docs=edges.original_docs, pixels=pixels
-    )
+        Edges(edges.lefts, edges.rights, edges.scores), original_docs=edges.original_docs, pixels=pixels
+    ).members
     canonical = np.arange(len(edges.original_docs))
     canonical[members.docs] = members.canonical_docs
     return canonical

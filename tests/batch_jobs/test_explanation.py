@@ -129,7 +129,7 @@ def test_a_score_below_the_threshold_is_said(tmp_path: Path) -> None:
 def test_what_an_oversized_bucket_cut_is_said(tmp_path: Path) -> None:
     """With room for two in a bucket, neighbours that were never compared are told from those that were."""
     crowd = {f"i{place:02d}": row for place, row in enumerate(family(5, 12))}
-    params = CandidateParams(max_bucket_size=2, num_sampled=1)
+    params = CandidateParams(max_bucket_size=2, crowd_size=1)
     cut = RunTables(tmp_path, run_night(tmp_path, crowd, candidates=params))
     edges = {frozenset((edge["left_doc"], edge["right_doc"])) for edge in cut.edges(range(12))}
     outcomes = {one.outcome for doc in range(12) for one in explain_image(cut, f"i{doc:02d}", Decisions()).neighbours}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import pipeline
-from batch_jobs.cluster_matches import cluster_docs
+from batch_jobs.cluster_matches import Edges, cluster_docs
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.pipeline import STEPS, Run, run_pipeline
 from batch_jobs.settings import RunSettings
@@ -95,12 +95,14 @@ def test_clusters_are_the_greedy_cut_of_the_edges(given_run: Run) -> None:
     edges = table(given_run, "select", "edges")
     num_docs = given_run.num_catalogued
     members = cluster_docs(
-        lefts=np.array([edge["left_doc"] for edge in edges]),
-        rights=np.array([edge["right_doc"] for edge in edges]),
-        scores=np.array([edge["score"] for edge in edges], np.float32),
+        Edges(
+            np.array([edge["left_doc"] for edge in edges]),
+            np.array([edge["right_doc"] for edge in edges]),
+            np.array([edge["score"] for edge in edges], np.float32),
+        ),
         original_docs=np.arange(num_docs),
         pixels=np.zeros(num_docs, np.int64),
-    )
+    ).members
     rows = table(given_run, "cluster", "clusters")
     assert {(row["image_id"], row["canonical_id"]) for row in rows} == {
         (f"image-{doc:05d}", f"image-{canonical:05d}")

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from lsh import candidates as candidates_module
 from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
-from lsh.candidates import CandidateParams, Candidates, brute_force_candidates, candidate_pairs
-from lsh.components import connected_components
+from lsh.candidates import MAX_HEADS, CandidateParams, Candidates, brute_force_candidates, candidate_pairs
+from lsh.clusters import greedy_cut
+from lsh.codes import pair_cosines, quantize
 from lsh.errors import ParameterError
+from lsh.sketches import long_sketches
+from lsh.terms import TermHasher, TermParams
 
 RANDOM_PARAMS = st.builds(
     CandidateParams,
     max_bucket_size=st.integers(3, 12),
-    num_sampled=st.integers(1, 3),
+    crowd_size=st.integers(1, 3),
     max_sketch_distance=st.sampled_from([0, 20, 32, 64, 128]),
 )
 
@@ -37,13 +40,13 @@ def make_postings(
 def assert_same(actual: Candidates, expected: Candidates) -> None:
     np.testing.assert_array_equal(actual.pairs, expected.pairs)
     np.testing.assert_array_equal(actual.shared_terms, expected.shared_terms)
-    for name in ("num_buckets", "largest_bucket", "num_oversized_buckets", "num_cut_pairs"):
+    for name in ("num_buckets", "largest_bucket", "num_cut_buckets", "num_cut_pairs"):
         assert getattr(actual, name) == getattr(expected, name), name
 
 
 @given(
     st.integers(0, 60),
-    st.integers(1, 8),
+    st.integers(1, 4),
     st.integers(1, 40),
     st.integers(1, 4),
     st.integers(0, 2**32 - 1),
@@ -52,7 +55,7 @@ def assert_same(actual: Candidates, expected: Candidates) -> None:
 def test_candidates_equal_brute_force(  # noqa: PLR0917 - hypothesis gives them in this order
     num_docs: int, num_terms: int, num_sketches: int, num_words: int, seed: int, params: CandidateParams
 ) -> None:
-    """Pairs, shared terms and every count equal the slow twin's, oversized buckets and equal sketches included."""
+    """Pairs, shared terms and every count equal the slow twin's, in crowded and oversized buckets too."""
     rng = np.random.default_rng(seed)
     terms = rng.integers(0, num_terms, (num_docs, 3), dtype=np.uint64)
     sketches = rng.choice(rng.integers(0, 2**64, (num_sketches, num_words), dtype=np.uint64), num_docs)
@@ -114,17 +117,17 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     rng = np.random.default_rng(3)
     terms = rng.integers(0, 12, (400, 4), dtype=np.uint64)
     postings = make_postings(terms, rng.integers(0, 2**64, 400, dtype=np.uint64))
-    params = CandidateParams(max_bucket_size=130, num_sampled=9, max_sketch_distance=40)
+    params = CandidateParams(max_bucket_size=130, crowd_size=12, max_sketch_distance=30)
     expected = candidate_pairs(postings, params)
     monkeypatch.setattr(candidates_module, "_MIN_KEYS_PER_CHUNK", 50)
 
-    assert expected.num_oversized_buckets > 0
-    assert expected.num_buckets > expected.num_oversized_buckets
+    assert expected.num_cut_buckets > 0
+    assert expected.num_buckets > expected.num_cut_buckets
     assert_same(candidate_pairs(postings, params), expected)
 
 
-def oversized_postings(kind: str, *, num_batches: int) -> TermPostings:
-    """50,000 docs in one bucket, with sketches that are all equal, all close to one, or of 100 groups."""
+def crowded_postings(kind: str, *, num_batches: int) -> TermPostings:
+    """50,000 docs in one bucket, with sketches that are all equal, all close to one, of 100 groups, or at random."""
     rng = np.random.default_rng(7)
     num_docs = 50_000
     bits = np.uint64(1) << rng.integers(0, 64, (num_docs, 4), dtype=np.uint64)
@@ -132,51 +135,82 @@ def oversized_postings(kind: str, *, num_batches: int) -> TermPostings:
         "equal": np.full(num_docs, 12345, dtype=np.uint64),
         "close": bits[:, 0] | bits[:, 1] | bits[:, 2] | bits[:, 3],
         "groups": rng.choice(rng.integers(0, 2**64, 100, dtype=np.uint64), num_docs),
+        "random": rng.integers(0, 2**64, num_docs, dtype=np.uint64),
     }[kind]
     return make_postings(np.full((num_docs, 1), 9, dtype=np.uint64), sketches, num_batches=num_batches)
 
 
-@pytest.mark.parametrize("kind", ["equal", "close", "groups"])
+@pytest.mark.parametrize("kind", ["equal", "close", "groups", "random"])
 def test_an_oversized_bucket_is_bounded_and_counted(kind: str) -> None:
-    """50,000 docs in a bucket yield at most `num_sampled + 1` pairs a doc, and what was not compared is counted."""
-    params = CandidateParams()
-    found = candidate_pairs(oversized_postings(kind, num_batches=1), params)
+    """50,000 docs in a bucket yield at most `max_bucket_size` pairs a doc, and what was not compared is counted."""
+    params = CandidateParams(max_sketch_distance=16)
+    found = candidate_pairs(crowded_postings(kind, num_batches=1), params)
     all_pairs = 50_000 * 49_999 // 2
 
-    assert found.num_oversized_buckets == 1
+    assert found.num_cut_buckets == 1
     assert found.largest_bucket == 50_000
-    assert len(found.pairs) <= 50_000 * (params.num_sampled + 1)
-    assert all_pairs - 50_000 * (params.num_sampled + 1) <= found.num_cut_pairs <= all_pairs - len(found.pairs)
+    assert len(found.pairs) <= 50_000 * params.max_bucket_size
+    assert all_pairs - 50_000 * params.max_bucket_size <= found.num_cut_pairs <= all_pairs - len(found.pairs)
 
 
 @pytest.mark.parametrize("kind", ["equal", "close"])
-def test_an_oversized_bucket_of_near_docs_stays_connected(kind: str) -> None:
-    """50,000 docs whose sketches are equal or near one another end in one connected component."""
-    postings = oversized_postings(kind, num_batches=1)
-    found = candidate_pairs(postings, CandidateParams())
-    rows = np.searchsorted(postings.docs, found.pairs).astype(np.int64)
+def test_a_crowd_is_compared_with_one_head(kind: str) -> None:
+    """All of 50,000 docs of equal or near sketches meet one and the same doc, and hardly any other."""
+    found = candidate_pairs(crowded_postings(kind, num_batches=1), CandidateParams(max_sketch_distance=16))
 
-    assert (connected_components(50_000, rows[:, 0], rows[:, 1]) == 0).all()
+    assert np.bincount(np.unique(found.pairs, return_inverse=True)[1].ravel()).max() == 49_999
+    assert len(found.pairs) <= MAX_HEADS * 50_000
 
 
-def test_docs_of_equal_sketch_in_an_oversized_bucket_are_chained_to_the_first() -> None:
-    """Each doc of an oversized bucket is paired with the first doc of its own sketch."""
-    postings = oversized_postings("groups", num_batches=1)
-    pairs = {tuple(pair) for pair in candidate_pairs(postings, CandidateParams()).pairs.tolist()}
-    first_of: dict[int, int] = {}
-    for doc, sketch in zip(postings.docs.tolist(), postings.sketches[:, 0].tolist(), strict=True):
-        first = first_of.setdefault(sketch, doc)
+def test_docs_of_equal_sketch_stay_together_in_an_oversized_bucket() -> None:
+    """Halving an oversized bucket never parts docs of equal sketch, however few they are."""
+    sketches = np.repeat(np.random.default_rng(3).integers(0, 2**64, 2500, dtype=np.uint64), 2)
+    postings = make_postings(np.zeros((5000, 1), dtype=np.uint64), sketches, doc_step=1)
+    params = CandidateParams(max_bucket_size=100, max_sketch_distance=9)
+    pairs = {tuple(pair) for pair in candidate_pairs(postings, params).pairs.tolist()}
 
-        assert first == doc or (first, doc) in pairs
+    assert {(doc, doc + 1) for doc in range(0, 5000, 2)} <= pairs
+
+
+def test_a_bucket_without_a_crowd_is_compared_completely() -> None:
+    """Families of edits are no crowd: a bucket of 1,000 docs in families of 20 has all of its pairs compared."""
+    sketches = np.repeat(np.random.default_rng(5).integers(0, 2**64, 50, dtype=np.uint64), 20)
+    postings = make_postings(np.zeros((1000, 1), dtype=np.uint64), sketches)
+    found = candidate_pairs(postings, CandidateParams(max_sketch_distance=9))
+
+    assert found.num_cut_buckets == found.num_cut_pairs == 0
+    assert len(found.pairs) == 50 * 20 * 19 // 2
+
+
+@pytest.mark.parametrize(("cosine", "least"), [(1.0, 1.0), (0.99, 1.0), (0.97, 0.9)])
+def test_a_large_cluster_of_near_identical_images_is_one_cluster(cosine: float, least: float) -> None:
+    """Images at one cosine to a common centre are cut into one cluster, the looser ones nearly."""
+    num_docs, dim = 6000, 128
+    rng = np.random.default_rng(4)
+    centre = np.eye(1, dim, dtype=np.float32)
+    noise = rng.standard_normal((num_docs, dim), dtype=np.float32)
+    noise[:, 0] = 0
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    rows = (cosine * centre + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
+    hasher = TermHasher(TermParams(num_tables=24, dim=dim, num_polytopes=2, polytope_dim=64))
+    postings = make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
+    found = candidate_pairs(postings, CandidateParams(max_sketch_distance=70))
+    lefts, rights = found.pairs.astype(np.int64).T
+    scores = pair_cosines(quantize(rows), quantize(rows), lefts, rights)
+    is_match = scores >= 0.8
+    clusters = greedy_cut(num_docs, lefts[is_match], rights[is_match], scores[is_match], np.arange(num_docs))
+
+    assert np.bincount(clusters.canonical).max() >= least * num_docs
+    assert len(found.pairs) <= 250 * num_docs
 
 
 @pytest.mark.parametrize("kind", ["close", "groups"])
 @pytest.mark.parametrize("num_batches", [2, 7, 16])
 def test_an_oversized_bucket_does_not_depend_on_its_blocks(kind: str, num_batches: int) -> None:
     """However the docs of an oversized bucket come in, the sampled members and the pairs are the same."""
-    split = candidate_pairs(oversized_postings(kind, num_batches=num_batches), CandidateParams())
+    split = candidate_pairs(crowded_postings(kind, num_batches=num_batches), CandidateParams())
 
-    assert_same(split, candidate_pairs(oversized_postings(kind, num_batches=1), CandidateParams()))
+    assert_same(split, candidate_pairs(crowded_postings(kind, num_batches=1), CandidateParams()))
 
 
 def test_another_bucket_beside_it_does_not_change_an_oversized_one() -> None:
@@ -185,7 +219,7 @@ def test_another_bucket_beside_it_does_not_change_an_oversized_one() -> None:
     sketches = rng.integers(0, 2**64, 120, dtype=np.uint64)
     terms = np.full((120, 1), 9, dtype=np.uint64)
     terms[::2] = 4
-    params = CandidateParams(max_bucket_size=20, num_sampled=3, max_sketch_distance=64)
+    params = CandidateParams(max_bucket_size=20, crowd_size=3, max_sketch_distance=64)
     postings = make_postings(terms, sketches)
     both = {tuple(pair) for pair in candidate_pairs(postings, params).pairs.tolist()}
     alone: set[tuple[int, int]] = set()
@@ -206,9 +240,8 @@ def test_another_bucket_beside_it_does_not_change_an_oversized_one() -> None:
     ("changes", "message"),
     [
         ({"max_bucket_size": 1}, "max_bucket_size=1 is out of range 2..16384"),
-        ({"num_sampled": 0}, "num_sampled=0 is out of range 1..1024"),
+        ({"crowd_size": 0}, "crowd_size=0 is out of range 1..16384"),
         ({"max_sketch_distance": 4097}, "max_sketch_distance=4097 is out of range 0..4096"),
-        ({"max_bucket_size": 8, "num_sampled": 9}, "num_sampled=9 is above max_bucket_size=8"),
     ],
 )
 def test_bad_params_are_named(changes: dict[str, int], message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsh.clusters import Clusters, greedy_cut, updated_cut
+from lsh.clusters import MIN_COMMON, Clusters, greedy_cut, updated_cut
 from lsh.components import connected_components
 from lsh.errors import ParameterError
 
@@ -134,6 +134,22 @@ def test_components_can_be_cut_one_by_one(graph: tuple[int, Edges, list[int]]) -
             apart[node] = canonical[node]
 
     assert apart == cut(*graph).canonical.tolist()
+
+
+def test_pieces_of_a_crowd_ask_to_be_compared() -> None:
+    """Two hubs with many neighbours in common but no edge: the later one, and what only it took, meet the first."""
+    shared = range(2, 2 + MIN_COMMON)
+    edges = {(hub, node): 0.9 for hub in (0, 1) for node in shared} | {(0, 90): 0.9, (1, 91): 0.9}
+
+    assert cut(92, edges, [0] * 92).unmet.tolist() == [[0, 1], [0, 91]]
+    assert cut(92, edges | {(0, 1): 0.9}, [0] * 92).unmet.tolist() == []
+
+
+def test_a_family_asks_for_nothing() -> None:
+    """Canonicals that share fewer neighbours than a crowd has are left apart."""
+    edges = {(hub, node): 0.9 for hub in (0, 1) for node in range(2, 1 + MIN_COMMON)}
+
+    assert cut(40, edges, [0] * 40).unmet.tolist() == []
 
 
 def test_graphs_that_cannot_be_cut_raise() -> None:

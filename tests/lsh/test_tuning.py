@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from math import isclose
 from typing import Any
@@ -61,6 +62,25 @@ def test_what_is_predicted_from_a_sample_is_what_the_whole_corpus_does(corpus: N
     assert isclose(best.prediction.recall, does.recall, abs_tol=0.03)
     assert isclose(best.prediction.false_ratio, does.false_ratio, abs_tol=0.05)
     assert isclose(best.prediction.term_block_bytes, does.term_block_bytes, rel_tol=0.15)
+
+
+def test_a_crowd_does_not_change_the_plan(corpus: NDArray[np.float32]) -> None:
+    """With as many near-identical images as others the plan is that of the others alone."""
+    rng = np.random.default_rng(1)
+    crowd = unit(corpus[:1] + 0.01 * rng.standard_normal((4000, 64), dtype=np.float32))
+    mixed = rng.permutation(np.concatenate([corpus[:4000], crowd]))
+    target = TuningTarget(num_images=12_000, min_similarity=0.8, target_recall=0.9)
+    alone = plans(corpus[:4000], target, settings=SETTINGS[:2], costs=COSTS)[0]
+    among = plans(mixed, replace(target, num_images=24_000), settings=SETTINGS[:2], costs=COSTS)[0]
+
+    assert among.terms == alone.terms
+    assert isclose(among.prediction.walked, alone.prediction.walked, rel_tol=0.1)
+
+
+def test_a_sample_that_is_all_crowd_is_refused(corpus: NDArray[np.float32]) -> None:
+    """Nothing can be tuned on near-identical images alone."""
+    with pytest.raises(ParameterError, match="images of the sample are outside crowds"):
+        plans(np.repeat(corpus[:1], 2000, axis=0), TuningTarget(num_images=2000), settings=SETTINGS, costs=COSTS)
 
 
 def test_every_plan_reaches_the_target_and_the_cheapest_is_first(corpus: NDArray[np.float32]) -> None:

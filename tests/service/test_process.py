@@ -19,7 +19,7 @@ from tests.service.conftest import server_process
 from tests.service.corpora import near, random_embeddings
 
 EMBEDDINGS = random_embeddings(200)
-NEW = random_embeddings(3000, seed=77)
+NEW = random_embeddings(12_000, seed=77)
 
 
 def neardup(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,9 @@ def test_embedding_only_mode_never_loads_tensorflow(index: Path) -> None:
     assert not [name for name in mapped if "tensorflow" in name]
 
 
-@pytest.mark.parametrize("num_acknowledged", [40, 333])
+@pytest.mark.parametrize(
+    "num_acknowledged", [40, 333, *(pytest.param(at, marks=pytest.mark.long) for at in range(7, 10_000, 199))]
+)
 def test_acknowledged_registers_survive_a_kill(index: Path, num_acknowledged: int) -> None:
     """SIGKILL in the middle of registers from several threads: each acknowledged one is found after the restart."""
     acknowledged: list[int] = []

@@ -20,7 +20,7 @@ def opened(path: Path, *, digest: str = DIGEST) -> UploadLog:
 
 
 def registered_ids(log: UploadLog, **options: int) -> list[str]:
-    return [entry.image_id for block in log.registered(**options) for entry in block]
+    return [image_id for block in log.registered(**options) for image_id in block.image_ids]
 
 
 def test_the_last_entry_of_an_image_counts(tmp_path: Path) -> None:
@@ -34,7 +34,9 @@ def test_the_last_entry_of_an_image_counts(tmp_path: Path) -> None:
 
     log = opened(tmp_path / "log.db")
 
-    assert list(log.registered()) == [[LogEntry("c", b"9999", "c"), LogEntry("a", b"4321", "a")]]
+    (block,) = log.registered()
+    assert (block.image_ids, block.canonical_ids) == (("c", "a"), ("c", "a"))
+    assert block.codes.tobytes() == b"99994321"
     assert registered_ids(log, block_size=1) == ["c", "a"]
     assert sorted(log.removed_ids()) == ["a", "b"]
     log.close()
@@ -99,7 +101,26 @@ def test_a_full_disk_fails_the_entry_and_not_the_log(tmp_path: Path) -> None:
     log.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+def test_a_code_of_another_size_is_damage(tmp_path: Path) -> None:
+    """A blob that is no code of this embedder is told as such when it is read."""
+    log = opened(tmp_path / "log.db")
+    log.append(LogEntry("a", b"123", "a")).result(timeout=10)
+
+    with pytest.raises(LogError, match="has not 4 bytes"):
+        registered_ids(log)
+    log.close()
+
+
+def test_errors_in_use_name_the_file_and_not_its_place(tmp_path: Path) -> None:
+    """Callers from afar see these messages, and need not know the server's folders."""
+    log = opened(tmp_path / "log.db")
+
+    with pytest.raises(LogError, match=r"the upload log log\.db cannot be used"):
+        log._query("SELECT nothing FROM nowhere")
+    log.close()
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 50))])
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, seed: int) -> None:
     """After SIGKILL in the middle of writing, every entry reported as written is there, and the log opens."""
     program = textwrap.dedent(f"""
