@@ -15,13 +15,23 @@ import pytest
 import redis
 
 
+def free_port() -> int:
+    """A port that is free, with room for a cluster's bus 10,000 above it."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+        if port < 55_000:
+            return port
+
+
 @dataclass
 class RedisServer:
     """A `redis-server` that can be killed and started again on the same port with the same files."""
 
     folder: Path
     options: Sequence[str] = ()
-    port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,16 +69,6 @@ def wait_for(holds: Callable[[], object], *, timeout_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port that is free, with room for a cluster's bus 10,000 above it."""
-    while True:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-        if port < 55_000:
-            return port
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class Servers:
     def __init__(self, url: StoreUrl) -> None:
         """Connects on first use, but to a cluster at once; raises StoreError when none of its nodes answers."""
         self.url = url
+        self.num_losses = 0
+        """How often a connection was lost, or a server was not the one to ask any more."""
         self._cluster: RedisCluster | None = None
         self._client: redis.Redis | None = None
         options = _options(url)
@@ -117,6 +119,7 @@ class Servers:
 
     def _refresh(self) -> None:
         """Look where the keys of a cluster are now, or drop connections that a restart has closed."""
+        self.num_losses += 1
         if self._cluster is not None:
             self._cluster.nodes_manager.initialize()
         elif self._client is not None:
