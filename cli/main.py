@@ -29,6 +29,7 @@ COMMANDS = {
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
     "models": ("cli.models", "Say which models there are, and where from."),
+    "completion": ("cli.completion", "Print what makes a shell complete commands."),
 }
 
 FLOW = """\
@@ -137,6 +138,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
         lsh.GenerationError: ExitCode.WORKSPACE,
+        lsh.StoreError: ExitCode.STORE,
         service.GenerationRefused: ExitCode.WORKSPACE,
         service.LogError: ExitCode.WORKSPACE,
         service.CallFailed: ExitCode.SERVICE,

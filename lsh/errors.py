@@ -5,7 +5,7 @@ LshError
 ├── FormatError        bytes that are not what they claim to be: truncated, damaged, or of an unknown version
 ├── GenerationError    an index generation that cannot be opened, trusted, found or published
 └── StoreError         a store in Redis that cannot be reached, or refuses
-    └── StoreFull      it has no memory left
+    └── StoreFullError it has no memory left
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class StoreError(LshError):
     """A store in Redis that cannot be reached, lost a page, or refuses a command."""
 
 
-class StoreFull(StoreError):
+class StoreFullError(StoreError):
     """A store in Redis without memory for more."""

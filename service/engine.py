@@ -1,10 +1,11 @@
 """The lookup engine: what the service answers, without a network.
 
-Holds the served generation and the upload log. Lookups take no lock. Changes take one lock: an upload is decided, handed to
-the log and applied to the live index under it, then waited for outside of it, so that two equal uploads at once see each
-other while a hundred share one flush of the disk. What the log could not write is taken back.
+Holds the served generation and the upload log. Lookups take no lock. Changes take one lock: an upload is decided,
+handed to the log and applied to the live index under it, then waited for outside of it, so that two equal uploads at
+once see each other while a hundred share one flush of the disk. What the log could not write is taken back.
 
-A log that other replicas write to may answer that this one was overtaken: it then reads what they wrote and decides again.
+A log that other replicas write to may answer that this one was overtaken: it then reads what they wrote and decides
+again.
 """
 
 from __future__ import annotations
@@ -336,8 +337,8 @@ def _like(tables: Tables, served: Manifest) -> Tables:
         found, wanted = getattr(manifest, name), getattr(served, name)
         if found != wanted:
             raise GenerationRefused(
-                f"generation {manifest.generation_id} has {name} {found}, the served one {wanted}; build it with the same "
-                "embedder, or start another server for the new one"
+                f"generation {manifest.generation_id} has {name} {found}, the served one {wanted}; build it with the "
+                "same embedder, or start another server for the new one"
             )
     return tables
 

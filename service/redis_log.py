@@ -1,8 +1,9 @@
 """The upload log of many replicas: one Redis stream that every replica follows and any may append to.
 
-A replica decides on the state that it has read up to its position, and appends under the condition that nobody has written
-since: one script compares the position with the last entry's and appends, or says that the replica was overtaken. It then
-reads what is new and decides again, so concurrent uploads of one image at two replicas are decided one after the other.
+A replica decides on the state that it has read up to its position, and appends under the condition that nobody has
+written since: one script compares the position with the last entry's and appends, or says that the replica was
+overtaken. It then reads what is new and decides again, so concurrent uploads of one image at two replicas are decided
+one after the other.
 
     <prefix>:{live}:entries      stream of entries: i image id, o canonical id, c code, which a removal lacks
     <prefix>:{live}:last         stream id of the last entry that was ever appended
@@ -10,8 +11,8 @@ reads what is new and decides again, so concurrent uploads of one image at two r
     <prefix>:{live}:meta         hash: log_id (random, made once), format_version, embedder_digest, dim
     <prefix>:{live}:replicas     hash: replica -> JSON of what it serves, its position and when it said so
 
-Entries that no generation needs any more are deleted, so what is left is what a new replica has to read. A replica whose
-position is before what was forgotten, or is not in the stream after Redis was away, reads everything again.
+Entries that no generation needs any more are deleted, so what is left is what a new replica has to read. A replica
+whose position is before what was forgotten, or is not in the stream after Redis was away, reads everything again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
+from operator import methodcaller
 from typing import Any, Final
 
 import redis
 
-from lsh.errors import StoreError, StoreFull
+from lsh.errors import StoreError, StoreFullError
 from lsh.redis_store.connection import Servers
 from lsh.redis_store.url import StoreUrl
 from service.errors import LogError, LogFull, Overtaken
@@ -89,8 +92,8 @@ class RedisLog:
     def append(self, entry: LogEntry) -> Future[None]:
         """Write an entry that was decided on all up to the position; the future is done.
 
-        Raises Overtaken when another replica wrote since, LogError when Redis cannot write. After a LogError the entry may
-        have been written all the same; then it is read as everybody else's.
+        Raises Overtaken when another replica wrote since, LogError when Redis cannot write. After a LogError the
+        entry may have been written all the same; then it is read as everybody else's.
         """
         fields: list[bytes | str] = ["i", entry.image_id, "o", entry.canonical_id]
         if entry.code is not None:
@@ -165,7 +168,7 @@ class RedisLog:
         ]
         for start in range(0, len(doomed), _ENTRIES_AT_ONCE):
             batch = doomed[start : start + _ENTRIES_AT_ONCE]
-            self._call(lambda client, batch=batch: self._delete(client, batch))  # type: ignore[misc]
+            self._call(partial(self._delete, stream_ids=batch))
 
     def follow(self, catch_up: Callable[[], str]) -> None:
         """Call `catch_up`, which returns what is served, from a thread of the log's whenever there is something new."""
@@ -219,9 +222,7 @@ class RedisLog:
 
     def _append(self, client: redis.Redis, fields: list[bytes | str]) -> bytes:
         with client.pipeline(transaction=False) as pipeline:
-            pipeline.eval(
-                _APPEND, 3, self._entries, self._last, self._meta, self._log_id, self._position, *fields
-            )
+            pipeline.eval(_APPEND, 3, self._entries, self._last, self._meta, self._log_id, self._position, *fields)
             if self.url.copies:
                 pipeline.wait(self.url.copies, _COPIES_MS)
             result, *copied = pipeline.execute()
@@ -230,7 +231,8 @@ class RedisLog:
                 f"the entry has {copied[0]} copies in {self.url}, copies={self.url.copies} are asked for; "
                 "check the Redis replicas and try again"
             )
-        return bytes(result)
+        appended: bytes = result
+        return appended
 
     def _delete(self, client: redis.Redis, stream_ids: list[bytes]) -> None:
         """First the mark, so that no replica misses a removal that it has not read."""
@@ -242,11 +244,8 @@ class RedisLog:
     def _all(self) -> Iterator[tuple[bytes, LogEntry]]:
         """Every entry with its stream id, oldest first; those written meanwhile come last."""
         position = _NOWHERE
-        while found := self._call(
-            lambda client, position=position: client.xrange(  # type: ignore[misc]
-                self._entries, b"(" + position, "+", count=_ENTRIES_AT_ONCE
-            )
-        ):
+        read = partial(methodcaller, "xrange", self._entries, max="+", count=_ENTRIES_AT_ONCE)
+        while found := self._call(read(min=b"(" + position)):
             yield from ((stream_id, _entry(fields)) for stream_id, fields in found)
             position = found[-1][0]
 
@@ -265,34 +264,34 @@ class RedisLog:
         for name, value in self._identity.items():
             if found[name] != value:
                 raise LogError(
-                    f"the upload log in {self.url} has {name} {found[name]}, this server {value}; serve a generation of "
-                    "the same embedder, or give the store another prefix to start without its uploads"
+                    f"the upload log in {self.url} has {name} {found[name]}, this server {value}; serve a generation "
+                    "of the same embedder, or give the store another prefix to start without its uploads"
                 )
-        return found["log_id"].encode()
+        log_id: str = found["log_id"]
+        return log_id.encode()
 
     def _lost(self) -> LogError:
         return LogError(
-            f"{self.url} has not the upload log that this replica follows: Redis lost its data; restore its files, or start "
-            "the replicas again to go on without the uploads since"
+            f"{self.url} has not the upload log that this replica follows: Redis lost its data; restore its files, or "
+            "start the replicas again to go on without the uploads since"
         )
 
     def _call(self, ask: Callable[[redis.Redis], Any]) -> Any:
         try:
             return self._servers.call(_TAG, ask)
-        except StoreFull as error:
+        except StoreFullError as error:
             raise LogFull(f"uploads cannot be written: {error}") from error
         except StoreError as error:
             raise LogError(f"uploads cannot be written or followed: {error}") from error
 
 
 def read_replicas(url: StoreUrl) -> dict[str, dict[str, Any]]:
-    """What the replicas of a store said last: `generation_id`, `position`, `seconds_ago`, `behind_s`; raises StoreError."""
+    """What replicas said last: `generation_id`, `position`, `seconds_ago`, `behind_s`; raises StoreError."""
     servers = Servers(url)
     prefix = f"{url.prefix}:{{{_TAG.decode()}}}:"
     try:
-        replicas, last = servers.call(
-            _TAG, lambda client: (client.hgetall(prefix + "replicas"), client.get(prefix + "last"))
-        )
+        replicas: dict[bytes, bytes] = servers.call(_TAG, methodcaller("hgetall", prefix + "replicas"))
+        last: bytes | None = servers.call(_TAG, methodcaller("get", prefix + "last"))
     finally:
         servers.close()
     now, found = time.time(), {}

@@ -204,8 +204,8 @@ def _open_engine(settings: ServeSettings, store: GenerationStore) -> Engine:
     generation_id = store.current()
     if generation_id is None:
         raise SettingsError(
-            f"{settings.index or settings.store} has no current generation; build one with `neardup index build`, bring it to "
-            "a store with `neardup index export`, and promote it with `neardup index promote`"
+            f"{settings.index or settings.store} has no current generation; build one with `neardup index build`, "
+            "bring it to a store with `neardup index export`, and promote it with `neardup index promote`"
         )
     return Engine(store, generation_id, _log_of(settings))
 

@@ -62,7 +62,9 @@ class Pointer:
     def rolled_back(self, generation_id: str) -> Pointer:
         """With the one before; raises GenerationError if that is not `generation_id` any more."""
         if not self.previous or self.previous[-1] != generation_id:
-            raise GenerationError(f"the pointer was changed meanwhile, {self.current} is current; see `neardup index list`")
+            raise GenerationError(
+                f"the pointer was changed meanwhile, {self.current} is current; see `neardup index list`"
+            )
         return Pointer(generation_id, self.previous[:-1])
 
     def without(self, removed: Collection[str]) -> Pointer:

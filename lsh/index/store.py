@@ -57,7 +57,7 @@ class Tables(Protocol):
 
 
 class GenerationStore(Protocol):
-    """A place that keeps generations and says which one is current. Every method may raise GenerationError or StoreError."""
+    """A place that keeps generations and says which one is current; raises GenerationError and StoreError."""
 
     def list_generations(self) -> list[ListedGeneration]: ...
 

@@ -1,7 +1,7 @@
 """The servers behind a store: one, the master that sentinels elect, or the masters of a cluster.
 
-Pages are fetched by MGET, all of one server in one round trip and all servers at once, past redis-py's pipelines: packing a
-command in Python costs more than Redis takes to answer it. What a hash tag names lies on one server.
+Pages are fetched by MGET, all of one server in one round trip and all servers at once, past redis-py's pipelines:
+packing a command in Python costs more than Redis takes to answer it. What a hash tag names lies on one server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import redis
-from redis.cluster import RedisCluster
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -27,10 +28,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
-from redis.backoff import NoBackoff
 from redis.sentinel import Sentinel
 
-from lsh.errors import StoreError, StoreFull
+from lsh.errors import StoreError, StoreFullError
 from lsh.redis_store.url import StoreUrl
 
 T = TypeVar("T")
@@ -65,19 +65,21 @@ class Servers:
             host, port = url.servers[0]
             self._client = redis.Redis(host=host, port=port, db=url.database, **options)
         elif url.kind == "sentinel":
-            self._sentinel = Sentinel(url.servers, sentinel_kwargs=_sentinel_options(url), db=url.database, **options)
-            self._client = self._sentinel.master_for(url.service, redis_class=redis.Redis)
+            sentinel: Any = Sentinel
+            known = sentinel(url.servers, sentinel_kwargs=_sentinel_options(url), db=url.database, **options)
+            self._client = known.master_for(url.service, redis_class=redis.Redis)
         else:
-            nodes = [redis.cluster.ClusterNode(host, port) for host, port in url.servers]
+            node: Any = ClusterNode
+            nodes = [node(host, port) for host, port in url.servers]
             try:
-                self._cluster = RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+                self._cluster = RedisCluster(startup_nodes=nodes, **options)
             except (RedisError, OSError) as error:
                 raise store_error(url, error) from error
 
     @property
     def num_masters(self) -> int:
         """How many servers keep a share of the keys."""
-        return 1 if self._cluster is None else len(self._cluster.get_primaries())
+        return 1 if self._cluster is None else len(self._cluster.nodes_manager.get_nodes_by_server_type("primary"))
 
     def call(self, tag: bytes, ask: Callable[[redis.Redis], T]) -> T:
         """What `ask` returns for the server that keeps the keys of a hash tag; asked again once when that one is gone.
@@ -132,6 +134,7 @@ class Servers:
             asked.setdefault(id(pool), (pool, []))[1].append(position)
         values: list[list[bytes | None]] = [[] for _ in groups]
         opened: list[tuple[redis.ConnectionPool, Any]] = []
+        connection: Any
         is_whole = False
         try:
             for pool, positions in asked.values():
@@ -150,12 +153,10 @@ class Servers:
         return values
 
 
-
-
 def store_error(url: StoreUrl, error: Exception) -> StoreError:
     """The error of the store `url` that stands for one of redis-py."""
     if isinstance(error, OutOfMemoryError):
-        return StoreFull(f"the store {url} is full (maxmemory); give it more memory, or remove old generations")
+        return StoreFullError(f"the store {url} is full (maxmemory); give it more memory, or remove old generations")
     if isinstance(error, _REFUSED):
         return StoreError(f"the store {url} refused the credentials: {error}; check user, password and its ACL")
     if isinstance(error, ResponseError) and not isinstance(error, _ELSEWHERE):

@@ -1,6 +1,6 @@
 """An open generation in Redis: the same questions as of one in files, answered from pages.
 
-Opening reads the manifest's entry, the centroids and what scores pairs; all else is read when it is asked for. Only pages of
+Opening reads the manifest, the centroids and what scores pairs; all else is read when it is asked for. Only pages of
 names are kept, a few thousand of them, because every answer's canonicals stand there.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
 from lsh.index import layout
-from lsh.redis_store.keys import HASHED_IDS, NAMES, NAMES_PER_PAGE, StoredGeneration, flat_pages, num_name_pages
 from lsh.redis_store.connection import Servers
+from lsh.redis_store.keys import HASHED_IDS, NAMES, NAMES_PER_PAGE, StoredGeneration, flat_pages, num_name_pages
 from lsh.redis_store.pages import HASHED_ID, hash_of, unpack_names
 from lsh.redis_store.reading import Pages
 

@@ -1,9 +1,9 @@
 """Where everything is in Redis: keys, pages and hash tags.
 
-A generation's arrays are cut into pages of some hundred bytes, few enough for one MGET to carry what a query needs and large
-enough that a key's own bytes do not matter. A page is found by a letter and its number. Page `n` belongs to partition
-`n mod num_partitions`; the keys of a partition share a hash tag, so they lie in one slot of a cluster. Tags are chosen so that
-the slots of the partitions are spread evenly.
+A generation's arrays are cut into pages of some hundred bytes: small, because a query needs hundreds of them whole, and
+large enough that a key's own bytes do not matter. A page is found by a letter and its number. Page `n` belongs to
+partition `n mod num_partitions`; the keys of a partition share a hash tag, so they lie in one slot of a cluster. Tags
+are chosen so that the slots of the partitions are spread evenly.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class StoredGeneration:
                 f"generation {generation_id} in Redis is damaged ({error!r}); remove it and export it again"
             ) from error
         if manifest.generation_id != generation_id or not tags:
-            raise GenerationError(f"generation {generation_id} in Redis holds {manifest.generation_id}; export it again")
+            raise GenerationError(
+                f"generation {generation_id} in Redis holds {manifest.generation_id}; export it again"
+            )
         return cls(manifest, prefix, tags, num_chunks)
 
 

@@ -1,7 +1,8 @@
 """Whole generations into Redis and out of it again: export, import, verification, removal.
 
 An export writes pages under a number that no other export has, reads everything back, compares it with the manifest's
-digests, and only then enters the generation. What reads a generation back gives the bytes of its files, so a digest is proof.
+digests, and only then enters the generation. What reads a generation back gives the bytes of its files, so a digest
+is proof.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import redis
 from numpy.typing import NDArray
 
 from lsh.errors import FormatError, GenerationError
@@ -45,7 +48,7 @@ def count_chunks(generation: Generation) -> int:
 
 
 def write_pages(servers: Servers, stored: StoredGeneration, generation: Generation, *, advance: Advance) -> None:
-    """Write every page of a generation; `advance` is called with the bytes written. Raises StoreError, StoreFull."""
+    """Write every page of a generation; `advance` is called with the bytes written. Raises StoreError."""
     writer = _PageWriter(servers, stored, advance)
     for letter, page, content in _pages_of(generation):
         writer.add(letter, page, content)
@@ -53,7 +56,7 @@ def write_pages(servers: Servers, stored: StoredGeneration, generation: Generati
 
 
 def read_files(servers: Servers, stored: StoredGeneration) -> Iterator[tuple[str, bytes]]:
-    """The bytes of every file of a stored generation: `(name, next bytes)`, the files of postings and of names by turns.
+    """The bytes of every file of a stored generation: `(name, next bytes)`, some files by turns.
 
     Raises StoreError for a missing page, FormatError for a damaged one.
     """
@@ -98,7 +101,8 @@ def remove_pages(servers: Servers, stored: StoredGeneration) -> None:
             for page, name in zip(pages, stored.keys(letter, pages), strict=True):
                 groups.setdefault(page % len(stored.tags), []).append(name)
             for partition, names in groups.items():
-                servers.call(stored.tags[partition], lambda client, names=names: client.unlink(*names))  # type: ignore[misc]
+                unlink: Callable[[redis.Redis], object] = methodcaller("unlink", *names)
+                servers.call(stored.tags[partition], unlink)
 
 
 class _PageWriter:
@@ -125,7 +129,8 @@ class _PageWriter:
     def _write(self, partition: int) -> None:
         batch = self._waiting[partition]
         if batch:
-            self._servers.call(self._stored.tags[partition], lambda client: client.mset(batch))  # type: ignore[arg-type]
+            write: Callable[[redis.Redis], object] = methodcaller("mset", batch)
+            self._servers.call(self._stored.tags[partition], write)
             self._advance(self._num_bytes[partition])
         self._waiting[partition], self._num_bytes[partition] = {}, 0
 

@@ -1,8 +1,9 @@
 """Lookups in the hash tables of a generation in Redis: the kernels of `lsh.index.lookup`, fed from pages.
 
-Four steps, each one round trip to every server whatever the number of queries: pages of posting lists, sketches of the docs in
-them, codes of the docs whose sketch is near, and names of the best, which the caller asks for. Rows that were fetched make
-a small corpus of their own: the kernels see a doc's position among them, which keeps the order of docs.
+Four steps, each one round trip to every server whatever the number of queries: pages of posting lists, sketches of
+the docs in them, codes of the docs whose sketch is near, and names of the best, which the caller asks for. Rows that
+were fetched make a small corpus of their own: the kernels see a doc's position among them, which keeps the order of
+docs.
 """
 
 from __future__ import annotations
@@ -117,9 +118,7 @@ class RedisHashTables:
         )
         shape = terms.shape
         return _Candidates(
-            *_collect_rows(
-                lists, found.starts.reshape(shape), found.sizes.reshape(shape), self.max_postings, scratch
-            )
+            *_collect_rows(lists, found.starts.reshape(shape), found.sizes.reshape(shape), self.max_postings, scratch)
         )
 
     def _with_chunks(
@@ -129,7 +128,7 @@ class RedisHashTables:
         sizes: NDArray[np.int64],
         first_chunks: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
-        """`data` with the long lists behind it, as far as a lookup reads them; `starts` and `sizes` are changed to match."""
+        """`data` with the long lists behind it, as far as a lookup reads them; `starts` and `sizes` change to match."""
         sizes[first_chunks >= 0] = np.minimum(sizes[first_chunks >= 0], _MAX_BYTES_PER_POSTING * self.max_postings)
         wanted = {
             chunk: -(-size // CHUNK_BYTES)
@@ -255,4 +254,4 @@ def _load(candidates: _Candidates, row: int, scratch: _Scratch) -> int:
     start, end = candidates.starts[row], candidates.starts[row + 1]
     scratch.docs[: end - start] = candidates.docs[start:end]
     scratch.counts[: end - start] = candidates.counts[start:end]
-    return np.int64(end - start)
+    return int(end - start)

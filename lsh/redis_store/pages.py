@@ -1,4 +1,4 @@
-"""The bytes of pages: buckets with their posting lists, names with their canonicals, docs by the hash of their image id.
+"""The bytes of pages: buckets with their posting lists, names with canonicals, docs by the hash of their image id.
 
 Pure functions between arrays and bytes; `docs/redis-format.md` shows pages by hand.
 """
@@ -22,7 +22,7 @@ HASHED_ID: Final = np.dtype([("doc", "<u4"), ("fingerprint", "<u4")])
 
 
 class PackedBuckets(NamedTuple):
-    """Pages `data[starts[i] : starts[i + 1]]`, and the lists that are too long for them: `(num_long,)` bucket numbers."""
+    """Pages `data[starts[i] : starts[i + 1]]`, and the buckets whose lists are too long for them, `(num_long,)`."""
 
     data: NDArray[np.uint8]
     starts: NDArray[np.int64]
@@ -30,7 +30,7 @@ class PackedBuckets(NamedTuple):
 
 
 class FoundLists(NamedTuple):
-    """For each wanted bucket: where its list starts in the pages' bytes, its size, and its first chunk, -1 if inline."""
+    """For each wanted bucket: where its list starts in the pages' bytes, its size, its first chunk or -1."""
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -42,8 +42,8 @@ def pack_buckets(
 ) -> PackedBuckets:
     """Pages of `per_page` buckets each from a part's `offsets` `(num_buckets + 1,)` and `postings`.
 
-    A page has the sizes of its lists in variable bytes, then the lists; in place of one longer than 1,024 bytes, the number
-    of its first chunk, counted from `first_chunk`, in 8 bytes.
+    A page has the sizes of its lists in variable bytes, then the lists; in place of one longer than 1,024 bytes, the
+    number of its first chunk, counted from `first_chunk`, in 8 bytes.
     """
     sizes = np.diff(offsets.astype(np.int64))
     data = np.empty(5 * sizes.size + int(np.minimum(sizes, MAX_INLINE_BYTES).sum()), dtype=np.uint8)
@@ -60,7 +60,7 @@ def find_lists(
     *,
     per_page: int,
 ) -> FoundLists:
-    """The lists of bucket `buckets[i]` within page `pages[i]` of those in `data`; raises FormatError for damaged bytes."""
+    """The lists of bucket `buckets[i]` of page `pages[i]` of those in `data`; raises FormatError for damaged bytes."""
     found = FoundLists(*(np.empty(pages.size, dtype=np.int64) for _ in range(3)))
     if not _find_lists(data, page_starts, pages, buckets, per_page, found):
         raise FormatError("a page of posting lists is damaged; verify the generation with `neardup index verify`")
@@ -90,10 +90,10 @@ def pack_names(canonicals: NDArray[np.uint32], texts: Sequence[bytes]) -> bytes:
 
 
 def unpack_names(page: bytes, num_docs: int) -> tuple[NDArray[np.uint32], list[bytes]]:
-    """The canonical docs and image ids of a page; raises FormatError for damaged bytes."""
+    """The canonical docs and image ids of a page of one or more; raises FormatError for damaged bytes."""
     head = 8 * num_docs
-    numbers = np.frombuffer(page[:head], dtype="<u4")
-    if numbers.size != 2 * num_docs or (num_docs and head + int(numbers[-1]) != len(page)):
+    numbers = np.frombuffer(page[:head].ljust(head, b"\xff"), dtype="<u4")
+    if head + int(numbers[-1]) != len(page):
         raise FormatError(f"a page of {len(page)} bytes does not hold {num_docs} names; verify the generation")
     bounds = [head, *(head + end for end in numbers[num_docs:].tolist())]
     return numbers[:num_docs], [page[start:end] for start, end in pairwise(bounds)]
@@ -103,7 +103,7 @@ def hash_of(text: bytes) -> tuple[int, int]:
     """64 bits that choose a page of hashed ids, and a fingerprint of 32 bits: BLAKE2b of an image id.
 
     >>> hash_of(b"a.jpg")
-    (13486211803117374063, 2411009155)
+    (9514430451814336173, 2441426212)
     """
     digest = hashlib.blake2b(text, digest_size=12).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
@@ -160,14 +160,15 @@ def _find_lists(  # noqa: PLR0917 - numba kernels take their arrays one by one
         position, end = page_starts[pages[i]], page_starts[pages[i] + 1]
         before, size = np.int64(0), np.int64(0)
         for bucket in range(per_page):
-            value, bits = np.int64(0), 0
-            while position < end and bits < 35:
+            value, bits, is_more = np.int64(0), 0, True
+            while is_more:
+                if position >= end or bits >= 35:
+                    return False
                 byte = np.int64(data[position])
                 position += 1
                 value |= (byte & 0x7F) << bits
                 bits += 7
-                if byte < 0x80:
-                    break
+                is_more = bool(byte >= 0x80)
             if bucket < buckets[i]:
                 before += value if value <= MAX_INLINE_BYTES else _CHUNK_NUMBER_BYTES
             elif bucket == buckets[i]:
@@ -178,7 +179,9 @@ def _find_lists(  # noqa: PLR0917 - numba kernels take their arrays one by one
             return False
         if size > MAX_INLINE_BYTES:
             chunk = np.int64(0)
-            for byte in range(_CHUNK_NUMBER_BYTES):
-                chunk |= np.int64(data[start + byte]) << (8 * byte)
+            for place in range(_CHUNK_NUMBER_BYTES):
+                chunk |= np.int64(data[start + place]) << (8 * place)
+            if chunk < 0:
+                return False
             found.first_chunks[i] = chunk
     return True

@@ -1,19 +1,18 @@
-"""Which generations a store in Redis has, and which one is served: one hash of generations, one key that names the current one.
+"""Which generations a store in Redis has, and which one is served: a hash, and one key that names the current one.
 
-    <prefix>:{index}:generations     id -> StoredGeneration; entered when every page was written and verified
-    <prefix>:{index}:current         JSON as in a workspace's `current`
-    <prefix>:{index}:exports         number -> StoredGeneration of exports that have not ended
-    <prefix>:{index}:export:<n>      there while export n goes on
-    <prefix>:{index}:number          the number of the last export
+<prefix>:{index}:generations     id -> StoredGeneration; entered when every page was written and verified
+<prefix>:{index}:current         JSON as in a workspace's `current`
+<prefix>:{index}:exports         number -> StoredGeneration of exports that have not ended
+<prefix>:{index}:export:<n>      there while export n goes on
+<prefix>:{index}:number          the number of the last export
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import methodcaller
 from typing import Any, Final
-
-import redis
 
 from lsh.errors import GenerationError
 from lsh.index.generation import Generation
@@ -52,7 +51,7 @@ class RedisStore:
     def list_generations(self) -> list[ListedGeneration]:
         """All generations, oldest first; those that cannot be read come last."""
         served = self.current()
-        entries: dict[bytes, bytes] = self._call(lambda client: client.hgetall(self._key("generations")))
+        entries: dict[bytes, bytes] = self._command("hgetall", self._key("generations"))
         listed = []
         for name in sorted(entries):
             generation_id = name.decode(errors="replace")
@@ -100,7 +99,9 @@ class RedisStore:
         """Make the generation before the current one current again; returns its id, raises GenerationError."""
         generation_id = self.previous()
         if generation_id is None:
-            raise GenerationError(f"{self.url} has no generation before the current one; there is nothing to roll back to")
+            raise GenerationError(
+                f"{self.url} has no generation before the current one; there is nothing to roll back to"
+            )
         self.verify(generation_id)
         self._change(lambda pointer: pointer.rolled_back(generation_id))
         return generation_id
@@ -114,7 +115,9 @@ class RedisStore:
         if pointer.current is None:
             return []
         kept = {pointer.current, *pointer.previous[max(0, len(pointer.previous) - keep) :]}
-        made_at = {one.generation_id: one.manifest.created_at if one.manifest else "" for one in self.list_generations()}
+        made_at = {
+            one.generation_id: one.manifest.created_at if one.manifest else "" for one in self.list_generations()
+        }
         removed = {one for one in made_at if made_at[one] <= made_at.get(pointer.current, "")} - kept
         self._change(lambda pointer: pointer.without(removed))
         for generation_id in removed:
@@ -127,39 +130,40 @@ class RedisStore:
         """Load a verified generation, read it back, enter it; False when the store has it already.
 
         `num_partitions` is how many servers may share it at most, by default 1, or 4 for each master of a cluster.
-        `advance` is called with bytes written. Raises StoreError, StoreFull or GenerationError; the broken export is
-        removed by the next `collect_garbage`.
+        `advance` is called with bytes written. Raises StoreError, StoreFullError or GenerationError; the broken
+        export is removed by the next `collect_garbage`.
         """
         generation_id = generation.manifest.generation_id
-        if self._call(lambda client: client.hexists(self._key("generations"), generation_id)):
+        if self._command("hexists", self._key("generations"), generation_id):
             return False
         masters = self.servers.num_masters
         default = 1 if masters == 1 and self.url.kind != "cluster" else _PARTITIONS_PER_MASTER * masters
-        number = int(self._call(lambda client: client.incr(self._key("number"))))
+        number = int(self._command("incr", self._key("number")))
         tags = spread_tags(number, num_partitions or default)
         stored = StoredGeneration(generation.manifest, self._prefix, tags, count_chunks(generation))
         text = json.dumps(stored.to_json())
         alive = self._key(f"export:{number}")
 
         def go_on(num_bytes: int) -> None:
-            self._call(lambda client: client.set(alive, "1", ex=_EXPORT_ALIVE_S))
+            self._command("set", alive, "1", ex=_EXPORT_ALIVE_S)
             advance(num_bytes)
 
         go_on(0)
-        self._call(lambda client: client.hset(self._key("exports"), str(number), text))
+        self._command("hset", self._key("exports"), str(number), text)
         write_pages(self.servers, stored, generation, advance=go_on)
         verify_pages(self.servers, stored)
-        if not self._call(lambda client: client.hsetnx(self._key("generations"), generation_id, text)):
+        self._command("hsetnx", self._key("generations"), generation_id, text)
+        if self._command("hget", self._key("generations"), generation_id) != text.encode():
             remove_pages(self.servers, stored)  # another export of it was faster
-        self._call(lambda client: client.hdel(self._key("exports"), str(number)))
-        self._call(lambda client: client.delete(alive))
+        self._command("hdel", self._key("exports"), str(number))
+        self._command("delete", alive)
         return True
 
     def stored(self, generation_id: str) -> StoredGeneration:
         """What the store says of a generation; raises GenerationError for an id that is none or is not there."""
         if not GENERATION_ID.fullmatch(generation_id):
             raise GenerationError(f"generation {generation_id!r} is not 16 hex digits; see `neardup index list`")
-        text: bytes | None = self._call(lambda client: client.hget(self._key("generations"), generation_id))
+        text: bytes | None = self._command("hget", self._key("generations"), generation_id)
         if text is None:
             raise GenerationError(
                 f"generation {generation_id} is not in {self.url}; see `neardup index list`, or `neardup index export`"
@@ -171,26 +175,25 @@ class RedisStore:
             stored = self.stored(generation_id)
         except GenerationError:
             stored = None
-        self._call(lambda client: client.hdel(self._key("generations"), generation_id))
+        self._command("hdel", self._key("generations"), generation_id)
         if stored is not None:
             remove_pages(self.servers, stored)
 
     def _remove_broken_exports(self) -> None:
-        exports: dict[bytes, bytes] = self._call(lambda client: client.hgetall(self._key("exports")))
+        exports: dict[bytes, bytes] = self._command("hgetall", self._key("exports"))
         for number, text in exports.items():
-            if self._call(lambda client, number=number: client.exists(self._key(f"export:{int(number)}"))):  # type: ignore[misc]
+            if self._command("exists", self._key(f"export:{int(number)}")):
                 continue
             generation_id = json.loads(json.loads(text)["manifest"])["generation_id"]
-            entered: bytes | None = self._call(
-                lambda client, name=generation_id: client.hget(self._key("generations"), name)  # type: ignore[misc]
-            )
-            if entered != text:  # it may have been entered and killed before it said so
+            if (
+                self._command("hget", self._key("generations"), generation_id) != text
+            ):  # it may have been entered and killed before it said so
                 remove_pages(self.servers, self._parsed(generation_id, text))
-            self._call(lambda client, number=number: client.hdel(self._key("exports"), number))  # type: ignore[misc]
+            self._command("hdel", self._key("exports"), number)
 
     def _pointer(self) -> tuple[Pointer, bytes]:
         """The pointer, and its text for a change."""
-        text: bytes = self._call(lambda client: client.get(self._key("current"))) or b""
+        text: bytes = self._command("get", self._key("current")) or b""
         if not text:
             return Pointer(None, ()), text
         try:
@@ -207,8 +210,7 @@ class RedisStore:
             new = changed(pointer)
             if new == pointer:
                 return
-            arguments = (text, json.dumps(new.to_json()))
-            if self._call(lambda client, arguments=arguments: client.eval(_SET_IF, 1, self._key("current"), *arguments)):  # type: ignore[misc]
+            if self._command("eval", _SET_IF, 1, self._key("current"), text, json.dumps(new.to_json())):
                 return
 
     def _parsed(self, generation_id: str, text: bytes) -> StoredGeneration:
@@ -218,8 +220,9 @@ class RedisStore:
             value = None
         return StoredGeneration.from_json(value, prefix=self._prefix, generation_id=generation_id)
 
-    def _call(self, ask: Callable[[redis.Redis], Any]) -> Any:
-        return self.servers.call(_TAG, ask)
+    def _command(self, name: str, *arguments: object, **options: object) -> Any:
+        """What redis-py's method of that name returns."""
+        return self.servers.call(_TAG, methodcaller(name, *arguments, **options))
 
     def _key(self, name: str) -> str:
         return f"{self._prefix.decode()}:{{{_TAG.decode()}}}:{name}"

@@ -31,8 +31,8 @@ class Pages:
         if len(found) < len(values):
             missing = keys[values.index(None)].decode()
             raise StoreError(
-                f"page {missing} of generation {self.stored.manifest.generation_id} is not in {self.servers.url}; was the "
-                "generation removed, or the page evicted? Set maxmemory-policy noeviction and export it again"
+                f"page {missing} of generation {self.stored.manifest.generation_id} is not in {self.servers.url}; was "
+                "the generation removed, or the page evicted? Set maxmemory-policy noeviction and export it again"
             )
         return found
 
@@ -46,7 +46,8 @@ class Pages:
         expected = int(np.minimum((pages + 1) * flat.page_bytes, size_bytes).sum() - (pages * flat.page_bytes).sum())
         if len(content) != expected:
             raise StoreError(
-                f"pages of {name} in {self.servers.url} have {len(content)} bytes, expected {expected}; verify the generation"
+                f"pages of {name} in {self.servers.url} have {len(content)} bytes, expected {expected}; "
+                "verify the generation"
             )
         all_rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, flat.row_bytes)
         found: NDArray[np.uint8] = all_rows[place * flat.rows_per_page + rows % flat.rows_per_page]

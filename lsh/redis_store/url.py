@@ -4,9 +4,9 @@
     redis+sentinel://[[user]:password@]host[:port],.../name     the master that sentinels know by this name
     redis+cluster://[[user]:password@]host[:port],...           any nodes of a cluster
 
-`rediss` in place of `redis` asks for TLS. Options follow a `?`: `prefix` of all keys, `authority`, `certificate` and `key`
-(PEM files), `timeout_s`, `copies` (Redis replicas that must have a write before it is acknowledged), `sentinel_username` and
-`sentinel_password`.
+`rediss` in place of `redis` asks for TLS. Options follow a `?`: `prefix` of all keys, `authority`, `certificate` and
+`key` (PEM files), `timeout_s`, `copies` (Redis replicas that must have a write before it is acknowledged),
+`sentinel_username` and `sentinel_password`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class StoreUrl:
             parts = urlsplit(text)
             options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
         except ValueError as error:
-            raise ParameterError(f"the store's URL cannot be read: {_unsecret(text)}; write redis://host:port") from error
+            raise ParameterError(
+                f"the store's URL cannot be read: {_unsecret(text)}; write redis://host:port"
+            ) from error
         scheme = parts.scheme.replace("rediss", "redis", 1)
         if scheme not in _SCHEMES:
             raise ParameterError(
@@ -113,4 +115,4 @@ def _number(name: str, text: str, *, least: float, most: float) -> float:
 
 def _unsecret(text: str) -> str:
     """A URL that could not be parsed, without what may be a credential."""
-    return re.sub(r"(?<=://)[^/]*@", "***@", text.split("?")[0])
+    return re.sub(r"(?<=://)[^/]*@", "***@", text.split("?", maxsplit=1)[0])

@@ -16,6 +16,7 @@ from lsh.index.publishing import generation_folder, promote
 from service.engine import Engine
 from service.errors import GenerationChanged, GenerationRefused, ImageIdTaken, InvalidRequest, LogFull, UnknownImage
 from service.served import Match, Source
+from service.upload_log import UploadLog
 from tests.service.corpora import (
     DIM,
     add_current_generation,
@@ -329,8 +330,10 @@ def test_an_old_generation_is_released_with_its_last_query(engine: Engine, index
 def test_what_the_log_cannot_write_is_taken_back(engine: Engine) -> None:
     """With a full disk, changes fail and leave no trace in memory; lookups go on."""
     register(engine, "known", NEW[0])
-    num_pages = engine.log._query("PRAGMA page_count")[0][0]
-    engine.log._query(f"PRAGMA max_page_count={num_pages}")
+    log = engine.log
+    assert isinstance(log, UploadLog)
+    num_pages = log._query("PRAGMA page_count")[0][0]
+    log._query(f"PRAGMA max_page_count={num_pages}")
     failed = 0
     for number in range(1, 40):
         try:

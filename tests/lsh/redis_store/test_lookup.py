@@ -44,20 +44,21 @@ def test_answers_are_those_of_the_mapped_tables(
         expected = mapped.lookup(queries, k=7, min_similarity=min_similarity)
         assert (expected.docs[:, 0] >= 0).any()
         assert_equal(ours.lookup(queries, k=7, min_similarity=min_similarity), expected)
-        assert_equal(ours.lookup(queries[:1], k=3, min_similarity=min_similarity),
-                     mapped.lookup(queries[:1], k=3, min_similarity=min_similarity))
+        assert_equal(
+            ours.lookup(queries[:1], k=3, min_similarity=min_similarity),
+            mapped.lookup(queries[:1], k=3, min_similarity=min_similarity),
+        )
         assert_equal(
             ours.lookup(queries, k=7, min_similarity=min_similarity, excluded=excluded),
             mapped.lookup(queries, k=7, min_similarity=min_similarity, excluded=excluded),
         )
     assert_equal(
-        ours.lookup(queries[:3], k=5, min_similarity=0.5), mapped.brute_force_lookup(queries[:3], k=5, min_similarity=0.5)
+        ours.lookup(queries[:3], k=5, min_similarity=0.5),
+        mapped.brute_force_lookup(queries[:3], k=5, min_similarity=0.5),
     )
 
 
-def test_crowded_buckets_are_read_in_chunks(
-    store: RedisStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crowded_buckets_are_read_in_chunks(store: RedisStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket that most images share has the same answers, and no more of it is read than a lookup looks at."""
     num_docs, dim = 40_000, 16
     rng = np.random.default_rng(2)
@@ -100,8 +101,6 @@ def test_catalogue_and_clusters_are_those_of_the_files(
     np.testing.assert_array_equal(ours.coarse_centroids, generation.coarse_centroids)
     for doc in range(0, generation.manifest.num_docs, 5):
         assert ours.cluster_size(doc) == generation.cluster_size(doc)
-        np.testing.assert_array_equal(
-            ours.members(doc, offset=1, limit=4), generation.members(doc, offset=1, limit=4)
-        )
+        np.testing.assert_array_equal(ours.members(doc, offset=1, limit=4), generation.members(doc, offset=1, limit=4))
     assert ours.docs_of([]).size == 0
     assert keys.num_name_pages(generation.manifest.num_docs) > 1
