@@ -25,6 +25,7 @@ from redis.exceptions import (
     RedisClusterException,
     RedisError,
     ResponseError,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.retry import Retry
@@ -44,9 +45,11 @@ _ELSEWHERE: Final = (
     ClusterDownError,
     TryAgainError,
     ReadOnlyError,
+    SlotNotCoveredError,
     OSError,
 )
 """Errors after which another connection, or another server, may know better."""
+_FAILURES: Final = (RedisError, RedisClusterException, OSError)
 _REFUSED: Final = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
@@ -73,7 +76,7 @@ class Servers:
             nodes = [node(host, port) for host, port in url.servers]
             try:
                 self._cluster = RedisCluster(startup_nodes=nodes, **options)
-            except (RedisError, OSError) as error:
+            except _FAILURES as error:
                 raise store_error(url, error) from error
 
     @property
@@ -92,7 +95,7 @@ class Servers:
             except _ELSEWHERE:
                 self._refresh()
                 return ask(self._client_of(tag))
-        except (RedisError, OSError) as error:
+        except _FAILURES as error:
             raise store_error(self.url, error) from error
 
     def fetch(self, keys: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[list[bytes | None]]:
@@ -103,7 +106,7 @@ class Servers:
             except _ELSEWHERE:
                 self._refresh()
                 return self._fetch(keys)
-        except (RedisError, OSError) as error:
+        except _FAILURES as error:
             raise store_error(self.url, error) from error
 
     def close(self) -> None:

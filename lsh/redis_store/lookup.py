@@ -1,9 +1,9 @@
 """Lookups in the hash tables of a generation in Redis: the kernels of `lsh.index.lookup`, fed from pages.
 
-Four steps, each one round trip to every server whatever the number of queries: pages of posting lists, sketches of
-the docs in them, codes of the docs whose sketch is near, and names of the best, which the caller asks for. Rows that
-were fetched make a small corpus of their own: the kernels see a doc's position among them, which keeps the order of
-docs.
+In steps, each one round trip to every server whatever the number of queries: pages of posting lists; sketches of the
+docs in them, unless all sketches are kept here, at 32 bytes an image; codes of the docs whose sketch is near; names of
+the best, which the caller asks for. Rows that were fetched make a small corpus of their own: the kernels see a doc's
+position among them, which keeps the order of docs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lsh.redis_store.pages import find_lists
 from lsh.sketches import _sketch_rows, sketch_signs
 
 _MAX_BYTES_PER_POSTING = 5
+_ROWS_AT_ONCE = 1 << 15
 
 
 class _Candidates(NamedTuple):
@@ -61,6 +62,7 @@ class RedisHashTables:
         self._sketch_signs = sketch_signs(
             dim=manifest.dim, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed
         )
+        self._kept_sketches = self._read_sketches() if self._keeps_sketches() else None
         self._idle: list[tuple[ProbeScratch, _Scratch]] = []
 
     def lookup(
@@ -155,18 +157,32 @@ class RedisHashTables:
         excluded: NDArray[np.bool_] | None,
     ) -> _Candidates:
         """The candidates whose sketch is near enough to the query's."""
+        is_excluded = np.empty(0, dtype=np.bool_) if excluded is None else excluded
+        if self._kept_sketches is not None:
+            sketches, signs = self._kept_sketches, self._sketch_signs
+            return _Candidates(*_keep_near_rows(rows, candidates, sketches, is_excluded, max_distance, signs, scratch))
         docs, place = np.unique(candidates.docs, return_inverse=True)
-        sketches = self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH)
         starts, positions, counts = _keep_near_rows(
             rows,
             candidates._replace(docs=place.astype(np.int64)),
-            sketches,
-            np.empty(0, dtype=np.bool_) if excluded is None else excluded[docs],
+            self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH),
+            is_excluded if excluded is None else is_excluded[docs],
             max_distance,
             self._sketch_signs,
             scratch,
         )
         return _Candidates(starts, docs[positions], counts)
+
+    def _keeps_sketches(self) -> bool:
+        size_bytes = self.generation.manifest.files[layout.SKETCHES].size_bytes
+        return size_bytes <= self._pages.servers.url.kept_mib << 20
+
+    def _read_sketches(self) -> NDArray[np.uint64]:
+        sketches = np.empty((self.generation.manifest.num_docs, layout.WORDS_PER_SKETCH), dtype=np.uint64)
+        for start in range(0, len(sketches), _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(sketches)))
+            sketches[start : start + _ROWS_AT_ONCE] = self._pages.rows(layout.SKETCHES, rows).view("<u8")
+        return sketches
 
     def _take_scratch(self) -> tuple[ProbeScratch, _Scratch]:
         """A set that no other thread uses: one that is idle (`list.pop` is atomic), or a new one."""

@@ -5,8 +5,8 @@
     redis+cluster://[[user]:password@]host[:port],...           any nodes of a cluster
 
 `rediss` in place of `redis` asks for TLS. Options follow a `?`: `prefix` of all keys, `authority`, `certificate` and
-`key` (PEM files), `timeout_s`, `copies` (Redis replicas that must have a write before it is acknowledged),
-`sentinel_username` and `sentinel_password`.
+`key` (PEM files), `timeout_s`, `copies` (Redis replicas that must have a write before it is acknowledged), `kept_mib`
+(a server keeps a generation's sketches in memory up to this size), `sentinel_username` and `sentinel_password`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _OPTIONS: Final = (
     "key",
     "timeout_s",
     "copies",
+    "kept_mib",
     "sentinel_username",
     "sentinel_password",
 )
@@ -67,6 +68,7 @@ class StoreUrl:
         self.authority, self.certificate, self.key = (options.get(one) for one in ("authority", "certificate", "key"))
         self.timeout_s = _number("timeout_s", options.get("timeout_s", "2"), least=0.01, most=60.0)
         self.copies = int(_number("copies", options.get("copies", "0"), least=0, most=16))
+        self.kept_mib = int(_number("kept_mib", options.get("kept_mib", "1024"), least=0, most=1 << 20))
         self.sentinel_username = options.get("sentinel_username")
         self.sentinel_password = options.get("sentinel_password")
 

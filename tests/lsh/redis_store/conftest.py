@@ -20,7 +20,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="session")
 def generation(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Generation:
-    return open_generation(write_generation(tmp_path_factory.mktemp("generation"), corpus))
+    return open_generation(write_generation(tmp_path_factory.mktemp("generation"), corpus, num_tables=4))
 
 
 @pytest.fixture(scope="session")

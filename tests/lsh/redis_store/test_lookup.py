@@ -14,6 +14,7 @@ from lsh.index.lookup import Found, HashTables
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.redis_store import keys
 from lsh.redis_store.publishing import RedisStore
+from lsh.redis_store.url import StoreUrl
 from tests.lsh.index.conftest import Corpus, unit
 
 
@@ -30,13 +31,14 @@ def queries_near(corpus: Corpus, num: int, *, seed: int = 5) -> NDArray[np.float
     return unit(rows + 0.05 * rng.standard_normal(rows.shape))
 
 
-@pytest.mark.parametrize("num_partitions", [1, 5])
+@pytest.mark.parametrize(("num_partitions", "kept_mib"), [(1, 0), (5, 0), (5, 1)])
 def test_answers_are_those_of_the_mapped_tables(
-    store: RedisStore, generation: Generation, corpus: Corpus, num_partitions: int
+    store: RedisStore, generation: Generation, corpus: Corpus, *, num_partitions: int, kept_mib: int
 ) -> None:
     """One by one and many at once, with docs left out, at every threshold, in one partition or several."""
     store.export(generation, num_partitions=num_partitions)
-    ours, mapped = store.open(generation.manifest.generation_id), HashTables(generation)
+    opened = RedisStore(StoreUrl(str(store.url) + f"&kept_mib={kept_mib}"))
+    ours, mapped = opened.open(generation.manifest.generation_id), HashTables(generation)
     queries = queries_near(corpus, 40)
     excluded = np.random.default_rng(1).random(generation.manifest.num_docs) < 0.3
 
@@ -56,6 +58,7 @@ def test_answers_are_those_of_the_mapped_tables(
         ours.lookup(queries[:3], k=5, min_similarity=0.5),
         mapped.brute_force_lookup(queries[:3], k=5, min_similarity=0.5),
     )
+    opened.close()
 
 
 def test_crowded_buckets_are_read_in_chunks(store: RedisStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from lsh.redis_store.url import StoreUrl
 from tests.lsh.index.conftest import Corpus, make_corpus, write_generation
 from tests.redis_servers import RedisServer, redis_cluster, redis_server, wait_for
 
-
 CATEGORIES = ["+@read", "+@write", "+@scripting", "+@transaction", "+@connection"]
 
 
@@ -25,7 +24,9 @@ CATEGORIES = ["+@read", "+@write", "+@scripting", "+@transaction", "+@connection
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[Generation]:
     """Two more, small ones."""
     return [
-        open_generation(write_generation(tmp_path_factory.mktemp("other"), make_corpus(60, seed=seed)))
+        open_generation(
+            write_generation(tmp_path_factory.mktemp("other"), make_corpus(60, seed=seed), num_tables=2, num_probes=8)
+        )
         for seed in (1, 2)
     ]
 
@@ -69,10 +70,10 @@ def test_an_export_is_imported_byte_for_byte(store: RedisStore, generation: Gene
     assert open_generation(tmp_path).manifest == generation.manifest
 
 
-def test_every_damaged_page_is_found(store: RedisStore, server: RedisServer, generation: Generation) -> None:
+def test_every_damaged_page_is_found(store: RedisStore, server: RedisServer, others: list[Generation]) -> None:
     """A changed, a cut and a missing page of each letter; promote refuses, and nothing is current."""
-    store.export(generation)
-    generation_id = generation.manifest.generation_id
+    store.export(others[0])
+    generation_id = others[0].manifest.generation_id
     client = server.client()
     letters = {b"b", b"s", b"c", b"n", b"h", b"k", b"t", b"m", b"z"}
     for letter in letters:
