@@ -17,6 +17,7 @@ SUMMARIES = {
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
     "serve": "The service under load beside an empty call and other indexes behind the same gRPC shell.",
     "redis": "An index in Redis beside files: bytes an image, load rate, lookups; datasketch in Redis.",
+    "soak": "Three replicas on one Redis under load while a replica and Redis are killed.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "scoring": "Pairs a second through the pair classifier and a calibration.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
