@@ -1,8 +1,8 @@
 """`python -m benchmarks soak`: three replicas on one Redis under load, while a replica and then Redis are killed.
 
-Callers look known images up and upload new ones, every tenth twice at once under two ids at two replicas. A call
-that fails is tried at the other replicas. It ends with an error when an answer was wrong, when an acknowledged upload is
-not found afterwards at every replica, when an image got two originals, or when a call failed at all replicas although
+Callers look known images up and upload new ones, every tenth twice at once under two ids at two replicas. A call that
+fails is tried at the other replicas. It ends with an error when an answer was wrong, when an acknowledged upload is not
+found afterwards at every replica, when an image got two originals, or when a call failed at all replicas although
 something could serve it: lookups never may, uploads only while Redis is away.
 """
 
@@ -125,6 +125,7 @@ class Soak:
         self._server = server
         self._known = known
         self._rng = np.random.default_rng([seed, 1])
+        self._started = time.monotonic()
         self._away: tuple[float, float] = (float("inf"), float("inf"))
         self.tally = Tally()
 
@@ -133,6 +134,7 @@ class Soak:
         num = int(seconds * (lookups_per_s + registers_per_s))
         is_upload = self._rng.random(num) < registers_per_s / (lookups_per_s + registers_per_s)
         numbers, started = iter(range(num)), time.monotonic()
+        self._started = started
 
         def call() -> None:
             for number in numbers:
@@ -169,6 +171,9 @@ class Soak:
                     self.tally.wrong.append(
                         f"upload {number}: acknowledged {originals}, replica {position} has {found}"
                     )
+
+    def _seconds(self, moment: float) -> str:
+        return f"{moment - self._started:.1f} s, Redis away {self._away[0] - self._started:.1f} s on"
 
     def _look_up(self, number: int) -> None:
         doc = number % NUM_IMAGES
@@ -214,7 +219,8 @@ class Soak:
         with self.tally.lock:
             self.tally.failed += 1
             if not is_excused:
-                self.tally.wrong.append(f"{'an upload' if is_write else 'a lookup'} failed at every replica: {error}")
+                what = "an upload" if is_write else "a lookup"
+                self.tally.wrong.append(f"{what} failed at every replica after {self._seconds(started)}: {error}")
         return None
 
 

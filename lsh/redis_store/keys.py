@@ -51,10 +51,13 @@ class FlatPages:
 
 
 def flat_pages(dim: int) -> dict[str, FlatPages]:
-    """The arrays and files that are cut into pages as they are, by name."""
+    """The arrays and files that are cut into pages as they are, by name.
+
+    Redis adds four bytes to a page, and its allocator rounds up to 512, 640, ... 1,792, 2,048: pages stay just below.
+    """
     return {
-        layout.SKETCHES: FlatPages(b"s", 8 * layout.WORDS_PER_SKETCH, 16),
-        layout.CODES: FlatPages(b"c", dim, 4),
+        layout.SKETCHES: FlatPages(b"s", 8 * layout.WORDS_PER_SKETCH, 15),
+        layout.CODES: FlatPages(b"c", dim, 7),
         layout.CLUSTER_CANONICALS: FlatPages(b"k", 4, 1024),
         layout.CLUSTER_STARTS: FlatPages(b"t", 8, 512),
         layout.CLUSTER_MEMBERS: FlatPages(b"m", 4, 1024),
