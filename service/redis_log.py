@@ -46,6 +46,7 @@ _NOWHERE: Final = b"0-0"
 _BLOCK_MS: Final = 500
 _ENTRIES_AT_ONCE: Final = 2048
 _COPIES_MS: Final = 1000
+_PAUSE_S: Final = 0.1
 _REPORT_S: Final = 1.0
 _FORGET_REPLICA_S: Final = 86_400
 _APPEND: Final = """
@@ -199,7 +200,11 @@ class RedisLog:
                 if self.unreachable_since is None:
                     self.unreachable_since = time.time()
                     log.error("the upload log is away: writes fail until it is back", extra={"reason": str(error)})
-                self._closing.wait(0.1)
+                self._closing.wait(_PAUSE_S)
+                continue
+            except Exception:
+                log.exception("the upload log cannot be followed")
+                self._closing.wait(_PAUSE_S)
                 continue
             if self.unreachable_since is not None:
                 seconds = round(time.time() - self.unreachable_since, 3)
