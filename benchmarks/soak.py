@@ -230,7 +230,8 @@ def image_id_of(doc: int) -> str:
 
 def upload_row(number: int) -> NDArray[np.float32]:
     """The embedding of an upload, the same whenever it is asked for."""
-    return _unit(np.random.default_rng([2, number]).standard_normal((1, DIM)))[0]
+    row: NDArray[np.float32] = _unit(np.random.default_rng([2, number]).standard_normal((1, DIM)))[0]
+    return row
 
 
 def write_known(index: Path, *, seed: int) -> Rows:
