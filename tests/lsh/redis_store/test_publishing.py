@@ -121,7 +121,7 @@ def test_a_redis_that_is_full_or_away_is_named(generation: Generation, tmp_path:
         store, wrong = RedisStore(StoreUrl(url)), RedisStore(StoreUrl(url.replace("hunter2", "hunter3")))
         with pytest.raises(StoreError, match="refused the credentials"):
             wrong.current()
-        store.servers.call(b"index", lambda client: client.config_set("maxmemory", "2mb"))
+        store.servers.call(b"index", lambda client: client.config_set("maxmemory", 1))
         with pytest.raises(StoreFullError, match="maxmemory"):
             store.export(generation)
         assert store.list_generations() == []
