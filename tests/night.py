@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.cluster_matches import cluster_matches
 from batch_jobs.decisions import read_decisions
-from batch_jobs.find_candidates import join_blocks
+from batch_jobs.find_candidates import Join, join_part
 from batch_jobs.make_terms import hash_batches
+from batch_jobs.nights import Known
 from batch_jobs.run_records import RunRecord, begin_record, find_record, finish_record, finished_runs, now
 from batch_jobs.select_matches import Selection, verify_blocks
 from batch_jobs.session import write_arrow
@@ -123,8 +124,19 @@ def run_night(
         )
         blocks = hashed.filter(hashed["block"].is_valid()).select(["part", "block"])
         codes = hashed.filter(hashed["code"].is_valid()).select(["doc", "code"])
-        by_part = [blocks.filter(pa.compute.equal(blocks["part"], part)) for part in range(NUM_PARTS)]
-        joined = pa.concat_tables([join_blocks(one, params=params, docs_per_range=100) for one in by_part])
+        aside = opened.steps_folder / f".term-blocks-{run_id}"
+        aside.mkdir()
+        for part in range(NUM_PARTS):
+            write_arrow(blocks.filter(pa.compute.equal(blocks["part"], part)), aside / f"part={part}")
+        join = Join(
+            new=str(aside),
+            known=(),
+            removed_docs=np.empty(0, np.int64),
+            first_new_doc=0,
+            params=params,
+            docs_per_range=100,
+        )
+        joined = pa.concat_tables([join_part(part, join) for part in range(NUM_PARTS)])
         counts = {
             name: int(np.sum(joined[name].drop_null().to_numpy()))
             for name in ("num_pairs", "num_buckets", "num_oversized_buckets", "num_cut_pairs")
@@ -138,7 +150,7 @@ def run_night(
             write_arrow(codes, folder.parent / f".codes-{run_id}")
             path = str(folder.parent / f".codes-{run_id}")
             pairs = joined.filter(joined["block"].is_valid())
-            scored = verify_blocks(pairs, codes=path, selection=selection, docs_per_range=100)
+            scored = verify_blocks(pairs, codes=(path,), selection=selection, docs_per_range=100)
             write_arrow(scored.filter(scored["histogram"].is_null()).drop(["histogram"]), folder / "edges")
             histogram = np.frombuffer(scored["histogram"].drop_null()[0].as_py(), "<i8")
             return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
@@ -177,12 +189,14 @@ def run_night(
                     inputs={"select": keys["select"], "decisions": decisions.digest},
                     write=partial(
                         cluster_matches,
-                        edges=str(opened.steps_folder / f"select-{keys.get('select')}" / "edges"),
-                        embeddings=str(opened.steps_folder / f"embed-{keys.get('embed')}" / "embeddings"),
-                        catalogue=str(opened.steps_folder / f"catalogue-{keys['catalogue']}" / "catalogue"),
+                        whole=Known(
+                            edges=(str(opened.steps_folder / f"select-{keys.get('select')}" / "edges"),),
+                            embeddings=(str(opened.steps_folder / f"embed-{keys.get('embed')}" / "embeddings"),),
+                            catalogues=(str(opened.steps_folder / f"catalogue-{keys['catalogue']}" / "catalogue"),),
+                        ),
                         decisions=decisions,
                     ),
-                    tables=("clusters",),
+                    tables=("clusters", "assignments"),
                 ).key
             ),
         }
