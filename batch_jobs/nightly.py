@@ -313,7 +313,7 @@ def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Chang
         number=previous.number + 1 if previous else 1,
         previous=previous.night_id if previous else None,
         run_id=run.run_id,
-        source=run.settings.source,
+        source=str(run.source.path),
         settings=night_settings(run.settings, run.model),
         decisions=pipeline.decisions.digest,
         num_parts=previous.num_parts if previous else run.steps[make_terms.STEP].stats["num_parts"],
