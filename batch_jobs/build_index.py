@@ -1,10 +1,13 @@
-"""Step 7, index: the tables of a finished run become a generation, verified and published.
+"""Step 7, index: the tables of the current night, or of a finished run, become a generation, verified and published.
 
     python -m batch_jobs.build_index --workspace /data/neardup --promote
 
 Embeddings are read batch by batch and hashed in threads; every row has its place by doc, so the bytes do not depend on
 partitions, threads or the order of files. Spark would add nothing on one machine: the posting lists of a generation are
 made by one counting sort a table.
+
+A generation numbers its images `0..n-1` in the order of their docs in the workspace: images that nights have removed
+have no place in it.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from batch_jobs.cluster_matches import Contents, contents_of
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import embedding_rows
+from batch_jobs.nights import Known, Night, current_night, known_of, live_images, night_of_run, read_docs
 from batch_jobs.run_records import find_record, list_records, record_path
 from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
@@ -42,6 +46,8 @@ STEP = "index"
 NUM_TABLES = 16
 PROBES_PER_TABLE = 12
 DOCS_PER_BATCH = 16_384
+IN_NIGHTS_ONLY = "is_full"
+"""An input of `cluster` steps of nights after the first, whose tables are more than those of one step each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +57,7 @@ class IndexedRun:
     `scorer` is the folder that keeps the files of what scored the run's pairs.
     """
 
-    catalogue: Path
-    embeddings: Path
+    whole: Known
     clusters: Path
     scorer: Path
     embedder_digest: str
@@ -74,13 +79,14 @@ def build_index(
     num_tables: int = NUM_TABLES,
     probes_per_table: int = PROBES_PER_TABLE,
 ) -> Manifest:
-    """Write, verify and publish a generation of the workspace's newest clusters, of those of `min_score`, or of a run.
+    """Write, verify and publish a generation: of the current night or the newest clusters, of `min_score`, or of a run.
 
     The workspace is open, so no run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
     """
     run = find_run(workspace, min_score=min_score, run_id=run_id)
     try:
-        num_docs = pyarrow.dataset.dataset(run.catalogue, format="parquet").count_rows()
+        images = live_images(run.whole, ["doc", "original_doc", "image_id"])
+        num_docs = len(images)
         spec = GenerationSpec(
             num_docs=num_docs,
             term_params=params_for(num_docs, dim=run.dim, num_tables=num_tables, seed=run.seed),
@@ -90,7 +96,7 @@ def build_index(
             scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
         )
         with new_generation(index_folder(workspace.folder)) as folder:
-            manifest = write_generation(folder, run, spec)
+            manifest = write_generation(folder, run, images, spec)
         _remember(workspace, run, manifest.generation_id)
         return manifest
     except OSError as error:
@@ -111,10 +117,14 @@ def generation_marker(workspace: Path, run_id: str, generation_id: str) -> Path:
 
 
 def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | None = None) -> IndexedRun:
-    """The tables behind the newest committed `cluster` step (of this `min_score`), or that of the run `run_id`.
+    """The tables of the current night, or of the run `run_id`.
 
-    Found by way of each step's inputs. Raises WorkspaceError where there is none, or its tables are gone.
+    Without nights (of this `min_score`) those behind the newest committed `cluster` step, found by way of each step's
+    inputs. Raises WorkspaceError where there is none, or its tables are gone.
     """
+    night = current_night(workspace.folder) if run_id is None else night_of_run(workspace.folder, run_id)
+    if night is not None and min_score in (None, night.settings["min_score"]):
+        return _night_run(workspace, night)
     if run_id is None:
         committed = sorted(
             workspace.steps_folder.glob("cluster-*/commit.json"), key=lambda path: path.stat().st_mtime_ns
@@ -123,16 +133,21 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
         clusters = find_record(workspace.folder, run_id).table(workspace.folder, "cluster", "clusters")
         committed = [clusters.parent / "commit.json"]
     for commit in reversed(committed):
-        selected = _inputs(workspace, "select", _step_inputs(commit)["select"])
+        clustered = _step_inputs(commit)
+        if IN_NIGHTS_ONLY in clustered:
+            continue
+        selected = _inputs(workspace, "select", clustered["select"])
         if min_score is not None and selected["min_score"] != min_score:
             continue
         hashed = _inputs(workspace, "terms", _inputs(workspace, "candidates", selected["candidates"])["terms"])
         embedded = _inputs(workspace, "embed", hashed["embed"])
         return IndexedRun(
-            catalogue=workspace.steps_folder / f"catalogue-{embedded['catalogue']}" / "catalogue",
-            embeddings=workspace.steps_folder / f"embed-{hashed['embed']}" / "embeddings",
+            whole=Known(
+                catalogues=(str(workspace.steps_folder / f"catalogue-{embedded['catalogue']}" / "catalogue"),),
+                embeddings=(str(workspace.steps_folder / f"embed-{hashed['embed']}" / "embeddings"),),
+            ),
             clusters=commit.parent / "clusters",
-            scorer=workspace.steps_folder / f"select-{_step_inputs(commit)['select']}",
+            scorer=workspace.steps_folder / f"select-{clustered['select']}",
             embedder_digest=embedded["embedder"],
             dim=hashed["terms"]["dim"],
             seed=hashed["terms"]["seed"],
@@ -144,17 +159,29 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
     )
 
 
-def write_generation(folder: Path, run: IndexedRun, spec: GenerationSpec) -> Manifest:
-    """Write the generation of `run` into `folder`."""
+def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
+    return IndexedRun(
+        whole=known_of(workspace.folder, night),
+        clusters=workspace.steps_folder / f"cluster-{night.clusters}" / "clusters",
+        scorer=workspace.steps_folder / f"select-{night.segments['select'][-1]}",
+        embedder_digest=night.settings["embedder"],
+        dim=night.settings["terms"]["dim"],
+        seed=night.settings["terms"]["seed"],
+        min_score=night.settings["min_score"],
+    )
+
+
+def write_generation(folder: Path, run: IndexedRun, images: pa.Table, spec: GenerationSpec) -> Manifest:
+    """Write the generation of `run` into `folder`; `images` are its live ones, `doc`, `original_doc`, `image_id`."""
     writer = GenerationWriter(folder, spec)
-    images = pq.read_table(run.catalogue, columns=["doc", "original_doc", "image_id"]).sort_by("doc")
     docs = images["doc"].to_numpy()
-    if not np.array_equal(docs, np.arange(docs.size)):
-        raise WorkspaceError(f"docs of {run.catalogue} are not 0..{docs.size - 1}; remove that step and run again")
-    is_embedded = _add_embeddings(writer, run, docs.size)
-    original_docs = images["original_doc"].to_numpy()
-    copies = np.flatnonzero((original_docs != docs) & is_embedded[original_docs])
-    writer.share_codes(copies, original_docs[copies])
+    if np.any(docs[1:] == docs[:-1]):
+        raise WorkspaceError(f"docs of {', '.join(run.whole.catalogues)} occur twice; give another --workspace")
+    content_docs = images["original_doc"].to_numpy()
+    contents, original_rows = contents_of(content_docs, np.isin(content_docs, read_docs(run.whole.embeddings)))
+    _add_embeddings(writer, run, contents)
+    copies = np.flatnonzero(original_rows != np.arange(docs.size))
+    writer.share_codes(copies, original_rows[copies])
     writer.write_image_ids(image_id for chunk in images["image_id"].chunks for image_id in _texts(chunk))
     clusters = pq.read_table(run.clusters, columns=["image_id", "canonical_id"])
     image_ids = images["image_id"].combine_chunks()
@@ -166,25 +193,28 @@ def write_generation(folder: Path, run: IndexedRun, spec: GenerationSpec) -> Man
     return writer.finish()
 
 
-def _add_embeddings(writer: GenerationWriter, run: IndexedRun, num_docs: int) -> NDArray[np.bool_]:
-    """Hash all embeddings in threads, a bounded number of batches at a time; returns which docs have one."""
-    is_embedded = np.zeros(num_docs, dtype=np.bool_)
+def _add_embeddings(writer: GenerationWriter, run: IndexedRun, contents: Contents) -> None:
+    """Hash the embeddings of live images in threads, a bounded number of batches at a time."""
     num_threads = num_cores()
     pending: deque[Future[None]] = deque()
 
     def add(batch: pa.RecordBatch) -> None:
-        writer.add_embeddings(batch["doc"].to_numpy(), embedding_rows(batch["embedding"], dim=run.dim))
+        rows = contents.rows_of(batch["doc"].to_numpy())
+        writer.add_embeddings(rows[rows >= 0], embedding_rows(batch["embedding"], dim=run.dim)[rows >= 0])
 
-    table = pyarrow.dataset.dataset(run.embeddings, format="parquet")
     with ThreadPoolExecutor(num_threads) as pool:
-        for batch in table.to_batches(columns=["doc", "embedding"], batch_size=DOCS_PER_BATCH):
-            is_embedded[batch["doc"].to_numpy()] = True
+        for batch in _batches(run.whole.embeddings):
             pending.append(pool.submit(add, batch))
             if len(pending) > 2 * num_threads:
                 pending.popleft().result()
         for future in pending:
             future.result()
-    return is_embedded
+
+
+def _batches(embeddings: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    for table in embeddings:
+        segment = pyarrow.dataset.dataset(table, format="parquet")
+        yield from segment.to_batches(columns=["doc", "embedding"], batch_size=DOCS_PER_BATCH)
 
 
 def _texts(chunk: pa.Array) -> Iterator[str]:

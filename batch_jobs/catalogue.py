@@ -2,12 +2,17 @@
 
 Reads the source once. An image whose header cannot be read becomes a row of `rejects`. Docs are dense and follow the
 order of the image ids, so they depend on nothing but the set of images.
+
+A night reads only what arrives: ids that are not known, and known ones whose file was written again. The latter keep
+their doc when the bytes are the same; otherwise the old doc is removed and the image gets a new one. New docs go on
+where the known ones end.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,12 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
+from numpy.typing import NDArray
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
+from batch_jobs.changes import Changes
 from batch_jobs.errors import SourceError
+from batch_jobs.nights import KNOWN_NOTHING, Known, live_images, read_docs
 from batch_jobs.session import write_arrow, write_table
-from batch_jobs.sources import Source, SourceKind, read_embeddings, read_image_bytes
+from batch_jobs.sources import (
+    SIZE_BITS,
+    Source,
+    SourceKind,
+    embedding_states,
+    file_ids,
+    file_state,
+    place_of,
+    read_embeddings,
+    read_image_bytes,
+)
 from embed.decoding import ImageLimits, ImageRejected, RejectReason, read_header
 
 if TYPE_CHECKING:
@@ -29,17 +48,34 @@ if TYPE_CHECKING:
 CATALOGUE_ARROW = schemas.arrow(schemas.CATALOGUE)
 INSPECTED_ARROW = schemas.arrow(schemas.INSPECTED)
 REJECTS_ARROW = schemas.arrow(schemas.REJECTS)
+REMOVED_ARROW = schemas.arrow(schemas.REMOVED)
+REWRITTEN_ARROW = schemas.arrow(schemas.REWRITTEN)
 
 STEP = "catalogue"
-TABLES = ("catalogue", "rejects")
+TABLES = ("catalogue", "rejects", "removed", "rewritten")
 EXAMPLES = 5
 
 
 def catalogue(
-    spark: SparkSession, folder: Path, *, source: Source, limits: ImageLimits, num_partitions: int
+    spark: SparkSession,
+    folder: Path,
+    *,
+    source: Source,
+    limits: ImageLimits,
+    num_partitions: int,
+    known: Known = KNOWN_NOTHING,
+    changes: Changes | None = None,
 ) -> Mapping[str, Any]:
-    """Write `catalogue` and `rejects` of a source of images; raises SourceError on a table with unusable ids."""
-    listing = list_images(spark, source, num_partitions=num_partitions)
+    """Write the tables of a source of images, of its `changes` where some are `known`.
+
+    Raises SourceError on a table with unusable ids.
+    """
+    if changes is not None and not len(changes.arrivals):
+        write_arrow(CATALOGUE_ARROW.empty_table(), folder / "catalogue")
+        write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
+        _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
+        return {}
+    listing = list_images(spark, source, num_partitions=num_partitions, arrivals=changes.arrivals if changes else None)
     if source.kind is not SourceKind.FILES:
         _require_unique_ids(listing, source)
     inspect = partial(inspect_images, root=str(source.root), limits=limits)
@@ -47,64 +83,141 @@ def catalogue(
     try:
         accepted = inspected.where("reason IS NULL").drop("reason", "detail")
         rejects = inspected.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
-        write_table(_with_docs(accepted), folder / "catalogue")
+        twins = _find_twins(accepted, known, changes) if changes else NO_TWINS
+        write_table(_with_docs(spark, accepted, twins, first_doc=known.next_doc), folder / "catalogue")
         write_table(rejects.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
         inspected.unpersist()
+    _write_changes(folder, changes, rewritten=twins.rewritten)
     return {}
 
 
-def catalogue_embeddings(folder: Path, *, source: Source) -> Mapping[str, Any]:
-    """Write `catalogue` and an empty `rejects` of embeddings that were made elsewhere."""
-    image_ids = np.sort(read_embeddings(source.path).image_ids)
+def catalogue_embeddings(
+    folder: Path, *, source: Source, known: Known = KNOWN_NOTHING, changes: Changes | None = None
+) -> Mapping[str, Any]:
+    """Write the tables of embeddings that were made elsewhere, of their `changes` where some are `known`."""
+    given = read_embeddings(source.path)
+    rows = arriving_rows(given.image_ids, changes)
+    image_ids = given.image_ids[rows]
     twice = image_ids[1:][image_ids[1:] == image_ids[:-1]]
     if len(twice):
         raise SourceError(_duplicate_ids(source, [str(image_id) for image_id in dict.fromkeys(twice[:EXAMPLES])]))
-    docs = pa.array(np.arange(len(image_ids)))
-    known = {"image_id": pa.array(image_ids.tolist(), pa.string()), "doc": docs, "original_doc": docs}
-    write_arrow(_filled(known, CATALOGUE_ARROW, len(image_ids)), folder / "catalogue")
+    docs = pa.array(known.next_doc + np.arange(len(image_ids)))
+    columns = {
+        "image_id": pa.array(image_ids.tolist(), pa.string()),
+        "doc": docs,
+        "original_doc": docs,
+        "state": pa.array(embedding_states(given.embeddings[rows])),
+    }
+    write_arrow(_filled(columns, CATALOGUE_ARROW, len(image_ids)), folder / "catalogue")
     write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
+    _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
     return {}
+
+
+def arriving_rows(image_ids: NDArray[np.str_], changes: Changes | None) -> NDArray[np.int64]:
+    """The rows of given embeddings that get a doc, by image id."""
+    rows = np.arange(len(image_ids)) if changes is None else changes.rows
+    return rows[image_ids[rows].argsort(kind="stable")]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Twins:
+    """What arriving images share with known ones.
+
+    `rewritten` rows are known images whose bytes are the same; `image_ids` are theirs. `originals` has the content
+    (`original_doc`) of each `sha256` that is embedded already.
+    """
+
+    rewritten: pa.Table
+    image_ids: pa.Table
+    originals: pa.Table
+
+
+NO_TWINS = _Twins(
+    REWRITTEN_ARROW.empty_table(),
+    pa.table({"image_id": pa.array([], pa.string())}),
+    schemas.arrow(schemas.ORIGINALS).empty_table(),
+)
+
+
+def _find_twins(accepted: DataFrame, known: Known, changes: Changes) -> _Twins:
+    found = accepted.select("image_id", "sha256", "state").toArrow()
+    same_bytes = pyarrow.dataset.field("sha256").isin(found["sha256"].combine_chunks())
+    twins = live_images(known, ["image_id", "doc", "original_doc", "sha256"], where=same_bytes)
+    contents = twins["original_doc"].to_numpy()
+    is_kept = ~np.isin(contents, changes.redone_contents)
+    is_embedded = is_kept & np.isin(contents, read_docs(known.embeddings))
+    kept = twins.filter(pa.array(is_kept)).select(["image_id", "sha256", "doc"])
+    same = found.join(kept, ["image_id", "sha256"], join_type="inner").sort_by("doc")
+    originals = twins.filter(pa.array(is_embedded)).group_by("sha256").aggregate([("original_doc", "min")])
+    return _Twins(
+        rewritten=same.select(["doc", "state"]).cast(REWRITTEN_ARROW),
+        image_ids=same.select(["image_id"]),
+        originals=originals.select(["sha256", "original_doc_min"])
+        .cast(pa.schema([("sha256", pa.string()), ("original_doc_min", pa.int64())]))
+        .rename_columns(["sha256", "known_doc"]),
+    )
+
+
+def _write_changes(folder: Path, changes: Changes | None, *, rewritten: pa.Table) -> None:
+    """Write `removed`, what is gone or has other bytes now, and `rewritten`."""
+    removed = np.empty(0, np.int64)
+    if changes is not None:
+        arrived = changes.arrivals["known_doc"].drop_null().to_numpy()
+        removed = np.union1d(changes.gone_docs, np.setdiff1d(arrived, rewritten["doc"].to_numpy()))
+    write_arrow(pa.table([pa.array(removed)], schema=REMOVED_ARROW), folder / "removed")
+    write_arrow(rewritten, folder / "rewritten")
 
 
 def _filled(columns: dict[str, pa.Array], schema: pa.Schema, num_rows: int) -> pa.Table:
     return pa.table([columns.get(field.name, pa.nulls(num_rows, field.type)) for field in schema], schema=schema)
 
 
-def list_images(spark: SparkSession, source: Source, *, num_partitions: int) -> DataFrame:
-    """One row per image of the source: `image_id` with `uri`, or with `content`."""
-    if source.kind is SourceKind.FILES:
-        base = source.path if source.path.is_dir() else source.root
-        listing = pa.table(
-            {
-                "image_id": [Path(file).relative_to(base).as_posix() for file in source.files],
-                "uri": list(source.files),
-            }
-        )
-        return spark.createDataFrame(listing, schemas.LISTING).repartition(num_partitions)
-    table = spark.read.parquet(*source.files)
+def list_images(
+    spark: SparkSession, source: Source, *, num_partitions: int, arrivals: pa.Table | None = None
+) -> DataFrame:
+    """One row per image of the source: `image_id` with `uri`, or with `content` and `state`; only those of `arrivals`.
+
+    The state of a table's image is the `file_state` of the Parquet file that holds it.
+    """
     if source.kind is SourceKind.CONTENT_TABLE:
-        return table.select("image_id", "content")
-    return table.select("image_id", "uri").repartition(num_partitions)
+        changed_ms = f.unix_millis("_metadata.file_modification_time")
+        low_size = f.col("_metadata.file_size").bitwiseAND((1 << SIZE_BITS) - 1)
+        state = f.shiftleft(changed_ms, SIZE_BITS).bitwiseOR(low_size).alias("state")
+        contents = spark.read.parquet(*source.files).select("image_id", "content", state)
+        if arrivals is None:
+            return contents
+        return contents.join(
+            spark.createDataFrame(arrivals.select(["image_id"]), "image_id string"), "image_id", "semi"
+        )
+    if arrivals is None and source.kind is SourceKind.URI_TABLE:
+        return spark.read.parquet(*source.files).select("image_id", "uri").repartition(num_partitions)
+    listing = pa.table({"image_id": file_ids(source), "uri": list(source.files)}) if arrivals is None else arrivals
+    return spark.createDataFrame(listing.select(["image_id", "uri"]), schemas.LISTING).repartition(num_partitions)
 
 
 def inspect_images(batches: Iterator[pa.RecordBatch], *, root: str, limits: ImageLimits) -> Iterator[pa.RecordBatch]:
     """Listing rows to `INSPECTED` rows."""
     for batch in batches:
-        has_content = "content" in batch.schema.names
         image_ids = batch["image_id"].to_pylist()
-        places = batch["content" if has_content else "uri"].to_pylist()
-        rows = [
-            _inspect(image_id, None if has_content else place, place, root=root, limits=limits)
-            for image_id, place in zip(image_ids, places, strict=True)
-        ]
+        if "content" in batch.schema.names:
+            contents, states = batch["content"].to_pylist(), batch["state"].to_pylist()
+            listed = [
+                ({"image_id": image_id, "state": state}, content)
+                for image_id, state, content in zip(image_ids, states, contents, strict=True)
+            ]
+        else:
+            listed = [
+                # The state is that of the bytes or of older ones, so that a file which is written meanwhile is seen.
+                ({"image_id": image_id, "uri": uri, "state": file_state(str(place_of(uri, root=root)))}, uri)
+                for image_id, uri in zip(image_ids, batch["uri"].to_pylist(), strict=True)
+            ]
+        rows = [_inspect(row, place, root=root, limits=limits) for row, place in listed]
         yield pa.RecordBatch.from_pylist(rows, schema=INSPECTED_ARROW)
 
 
-def _inspect(
-    image_id: str, uri: str | None, place: str | bytes | None, *, root: str, limits: ImageLimits
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"image_id": image_id, "uri": uri}
+def _inspect(row: dict[str, Any], place: str | bytes | None, *, root: str, limits: ImageLimits) -> dict[str, Any]:
     try:
         content = image_bytes(place, root=root, limits=limits)
         header = read_header(content, limits)
@@ -125,11 +238,13 @@ def image_bytes(place: str | bytes | None, *, root: str, limits: ImageLimits) ->
         raise ImageRejected(RejectReason.EMPTY, "the table has no content or uri for this image")
     if isinstance(place, bytes):
         return place
-    return read_image_bytes(str(Path(root, place.removeprefix("file://"))), root=root, max_bytes=limits.max_bytes)
+    return read_image_bytes(str(place_of(place, root=root)), root=root, max_bytes=limits.max_bytes)
 
 
-def _with_docs(accepted: DataFrame) -> DataFrame:
-    """Add `doc`, the rank of the image id, and `original_doc`, the first doc with the same bytes."""
+def _with_docs(spark: SparkSession, accepted: DataFrame, twins: _Twins, *, first_doc: int) -> DataFrame:
+    """Add `doc`, from `first_doc` on by image id, and `original_doc`, the known or first doc with the same bytes."""
+    if len(twins.image_ids):
+        accepted = accepted.join(spark.createDataFrame(twins.image_ids, "image_id string"), "image_id", "anti")
     # Ids of a sorted frame are (partition << 33) + row; with the partitions' sizes they become dense ranks.
     numbered = accepted.orderBy("image_id").withColumn("sorted_row", f.monotonically_increasing_id()).persist()
     sizes = {
@@ -137,17 +252,19 @@ def _with_docs(accepted: DataFrame) -> DataFrame:
         for row in numbered.groupBy(f.shiftright("sorted_row", 33).alias("partition")).count().collect()
     }
     last = max(sizes, default=0)
-    starts = [0, *accumulate(sizes.get(partition, 0) for partition in range(last))]
-    first_doc = f.element_at(
+    starts = accumulate((sizes.get(partition, 0) for partition in range(last)), initial=first_doc)
+    first_of_partition = f.element_at(
         f.array(*[f.lit(start).cast("long") for start in starts]), (f.shiftright("sorted_row", 33) + 1).cast("int")
     )
-    documented = numbered.withColumn("doc", first_doc + f.col("sorted_row").bitwiseAND((1 << 33) - 1))
+    documented = numbered.withColumn("doc", first_of_partition + f.col("sorted_row").bitwiseAND((1 << 33) - 1))
     # Few images have copies, so the join is with a small table and leaves the order by doc alone.
     copied = documented.groupBy("sha256").agg(f.min("doc").alias("first_doc"), f.count("doc").alias("copies"))
     originals = copied.where("copies > 1").drop("copies")
+    known = spark.createDataFrame(twins.originals, schemas.ORIGINALS)
     return (
         documented.join(originals, "sha256", "left")
-        .withColumn("original_doc", f.coalesce("first_doc", "doc"))
+        .join(f.broadcast(known), "sha256", "left")
+        .withColumn("original_doc", f.coalesce("known_doc", "first_doc", "doc"))
         .select(*schemas.columns(schemas.CATALOGUE))
     )
 

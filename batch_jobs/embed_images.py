@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.catalogue import image_bytes, list_images
+from batch_jobs.catalogue import arriving_rows, image_bytes, list_images
+from batch_jobs.changes import Changes
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
-from batch_jobs.session import write_arrow, write_table
+from batch_jobs.make_terms import binary_rows
+from batch_jobs.session import ROWS_PER_GROUP, write_arrow, write_table
 from batch_jobs.sources import Source, SourceKind, read_embeddings
 from embed.decoding import ImageLimits, ImageRejected, decode_image
 from embed.preprocessing import to_square
@@ -78,12 +81,20 @@ def embed_images(
     return {}
 
 
-def adopt_embeddings(folder: Path, *, source: Source) -> Mapping[str, Any]:
+def adopt_embeddings(
+    folder: Path, *, source: Source, first_doc: int = 0, changes: Changes | None = None
+) -> Mapping[str, Any]:
     """Write `embeddings` and an empty `rejects` of embeddings that were made elsewhere, docs in id order."""
     given = read_embeddings(source.path)
-    rows = given.embeddings[given.image_ids.argsort(kind="stable")].astype("<f4")
-    columns = [pa.array(np.arange(len(rows))), pa.array([row.tobytes() for row in rows], pa.binary())]
-    write_arrow(pa.table(columns, schema=schemas.arrow(schemas.EMBEDDINGS)), folder / "embeddings")
+    rows = arriving_rows(given.image_ids, changes)
+    schema = schemas.arrow(schemas.EMBEDDINGS)
+    (folder / "embeddings").mkdir()
+    with pq.ParquetWriter(folder / "embeddings" / "part-00000.parquet", schema, compression="zstd") as writer:
+        for start in range(0, len(rows), ROWS_PER_GROUP):
+            chunk = rows[start : start + ROWS_PER_GROUP]
+            docs = pa.array(first_doc + start + np.arange(len(chunk)))
+            embeddings = binary_rows(np.ascontiguousarray(given.embeddings[chunk], dtype="<f4"))
+            writer.write_table(pa.table([docs, embeddings], schema=schema))
     write_arrow(schemas.arrow(schemas.REJECTS).empty_table(), folder / "rejects")
     return {}
 

@@ -18,6 +18,13 @@ from batch_jobs import catalogue, cluster_matches, embed_images, schemas, select
 from batch_jobs.pipeline import Run
 from batch_jobs.workspace import Workspace, published_file
 
+OWN_TABLES = (
+    (catalogue.STEP, "catalogue"),
+    (embed_images.STEP, "embeddings"),
+    (select_matches.STEP, "edges"),
+)
+"""Tables that hold what the run itself has added; a night without new images adds none."""
+
 
 def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
     """Write the run's files, each in one atomic step; returns the path of every table and file by name."""
@@ -36,9 +43,7 @@ def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
         "clusters_csv": str(paths["clusters.csv"]),
         "clusters_jsonl": str(paths["clusters.jsonl"]),
         "rejects": str(paths["rejects.parquet"]),
-        "catalogue": run.steps[catalogue.STEP].table("catalogue"),
-        "embeddings": run.steps[embed_images.STEP].table("embeddings"),
-        "edges": run.steps[select_matches.STEP].table("edges"),
+        **{name: run.steps[step].table(name) for step, name in OWN_TABLES if step in run.steps},
     }
 
 
@@ -70,7 +75,7 @@ def run_folder(run: Run, workspace: Workspace) -> Path:
 
 def read_rejects(run: Run) -> pa.Table:
     """The rejects of all steps, by image id."""
-    steps = (run.steps[catalogue.STEP], run.steps[embed_images.STEP])
+    steps = (run.steps[name] for name in (catalogue.STEP, embed_images.STEP) if name in run.steps)
     tables = [pq.read_table(step.table("rejects")) for step in steps]
     return pa.concat_tables(tables).sort_by([("image_id", "ascending"), ("stage", "ascending")])
 

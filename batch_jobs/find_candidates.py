@@ -1,22 +1,28 @@
 """Step 4, candidates: pairs of images that share terms.
 
-A reduce task merges the term blocks of its partition, walks each bucket, and packs the pairs it finds into one binary
-row per range of left docs. A pair found in several partitions is merged, its shared terms added up, in the next step.
+A task reads the term blocks of one part, walks each bucket, and packs the pairs it finds into one binary row per range
+of left docs. A pair found in several parts is merged, its shared terms added up, in the next step.
+
+A night joins new against all and new against new: known blocks are only scanned for the terms of new docs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.session import write_table
-from lsh.blocks import decode_term_blocks, encode_pair_block
+from lsh.blocks import encode_pair_block, join_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 
 if TYPE_CHECKING:
@@ -28,27 +34,25 @@ STEP = "candidates"
 TABLES = ("pair_blocks",)
 
 
-def find_candidates(
-    spark: SparkSession,
-    folder: Path,
-    *,
-    term_blocks: str,
-    params: CandidateParams,
-    docs_per_range: int,
-    num_partitions: int,
-) -> Mapping[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Join:
+    """What is joined: the term blocks of new docs, from `first_new_doc` on, with one another and with known ones.
+
+    `removed_docs`, ascending, are left out of the known.
+    """
+
+    new: str
+    known: tuple[str, ...]
+    removed_docs: NDArray[np.int64]
+    first_new_doc: int
+    params: CandidateParams
+    docs_per_range: int
+
+
+def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was cut in oversized ones."""
-
-    def join(table: pa.Table) -> pa.Table:
-        return join_blocks(table, params=params, docs_per_range=docs_per_range)
-
-    write_table(
-        spark.read.parquet(term_blocks)
-        .repartition(num_partitions, "part")
-        .groupBy("part")
-        .applyInArrow(join, schemas.PAIR_BLOCKS),
-        folder / "pair_blocks",
-    )
+    parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
+    write_table(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
     totals = (
         spark.read.parquet(str(folder / "pair_blocks"))
         .select(
@@ -63,14 +67,24 @@ def find_candidates(
     return {name: int(count or 0) for name, count in totals.asDict().items()} if totals else {}
 
 
-def join_blocks(table: pa.Table, *, params: CandidateParams, docs_per_range: int) -> pa.Table:
-    """All term blocks of one reduce partition to `PAIR_BLOCKS` rows, one per range of left docs."""
-    found = candidate_pairs(decode_term_blocks(table["block"].to_pylist()), params)
-    left_ranges = (found.pairs[:, 0] // np.uint64(docs_per_range)).astype(np.int64)
+def join_parts(batches: Iterator[pa.RecordBatch], *, join: Join) -> Iterator[pa.RecordBatch]:
+    """Rows of parts to `PAIR_BLOCKS` rows."""
+    for batch in batches:
+        for part in batch["part"].to_pylist():
+            yield from join_part(part, join).to_batches()
+
+
+def join_part(part: int, join: Join) -> pa.Table:
+    """All term blocks of one part to `PAIR_BLOCKS` rows, one per range of left docs."""
+    known = (block for table in join.known for block in read_blocks(table, part))
+    postings = join_term_blocks(
+        known, list(read_blocks(join.new, part)), removed_docs=join.removed_docs.astype(np.uint64)
+    )
+    found = candidate_pairs(postings, join.params, first_new_doc=join.first_new_doc)
+    left_ranges = (found.pairs[:, 0] // np.uint64(join.docs_per_range)).astype(np.int64)
     # Pairs are sorted by their left doc, so each range is one slice.
     ranges, starts = np.unique(left_ranges, return_index=True)
     ends = np.append(starts, len(left_ranges))[1:]
-    part = table["part"][0].as_py()
     rows = [
         {
             "part": part,
@@ -81,6 +95,13 @@ def join_blocks(table: pa.Table, *, params: CandidateParams, docs_per_range: int
         for left_range, start, end in zip(ranges, starts, ends, strict=True)
     ]
     return pa.Table.from_pylist([{"part": part, **_counts(found)}, *rows], schema=PAIR_BLOCKS_ARROW)
+
+
+def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:
+    """The blocks of one part, one file at a time; none where no image has a term of it."""
+    for file in sorted(Path(term_blocks, f"part={part}").glob("*.parquet")):
+        for block in pq.read_table(file, columns=["block"], partitioning=None)["block"]:
+            yield memoryview(block.as_buffer())
 
 
 def _counts(found: Candidates) -> dict[str, int]:

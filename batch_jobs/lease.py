@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -115,16 +115,19 @@ class Lease:
         if self._heart is not None:
             self._heart.join()
         with suppress(OSError, LeaseLostError):
-            self._renew(released=True)
+            self._release()
         self._unlock()
 
     def check(self) -> None:
-        """Renew the lease; raises LeaseLostError when another has taken it over, OSError where it cannot be written."""
+        """Renew the lease; raises LeaseLostError when another has taken it over, OSError when it could not be renewed.
+
+        A full disk, or a server that is away, is no loss until the lease has expired.
+        """
         self._renew()
 
     def describe(self, what: str) -> None:
         """Say more exactly what the holder does."""
-        self._holder = Holder(**{**asdict(self._holder), "what": what})
+        self._holder = replace(self._holder, what=what)
         self._renew()
 
     def _take(self) -> None:
@@ -146,39 +149,53 @@ class Lease:
 
     def _create(self, number: int) -> None:
         now = time.time()
-        self._holder = Holder(
-            **{**asdict(self._holder), "taken_at": now, "expires_at": now + self._lease_s, "released": False}
-        )
+        self._holder = replace(self._holder, taken_at=now, expires_at=now + self._lease_s)
         try:
             descriptor = os.open(_path(self.folder, number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError as error:
             _, holder = _latest(self.folder, lease_s=self._lease_s)
             raise LeaseHeldError(holder.describe() if holder else "another process") from error
-        with os.fdopen(descriptor, "wb") as file:
+        # On a full disk the file stays empty and its age counts: who comes to free some space can hold the lease.
+        with suppress(OSError), os.fdopen(descriptor, "wb") as file:
             file.write(_encoded(self._holder))
             file.flush()
             os.fsync(file.fileno())
 
-    def _renew(self, *, released: bool = False) -> None:
+    def _renew(self) -> None:
         with self._writing:
-            latest, holder = _latest(self.folder, lease_s=self._lease_s)
-            if latest > self.number:
-                raise LeaseLostError(holder.describe() if holder else "another process")
-            now = time.time()
-            self._holder = Holder(
-                **{
-                    **asdict(self._holder),
-                    "expires_at": now if released else now + self._lease_s,
-                    "released": released,
-                }
-            )
-            path = _path(self.folder, self.number)
-            aside = path.with_name(f".{path.name}")
+            self._require_latest()
+            renewed = replace(self._holder, expires_at=time.time() + self._lease_s)
             try:
-                aside.write_bytes(_encoded(self._holder))
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
+                self._write(renewed)
+            except OSError:
+                if time.time() >= self._holder.expires_at:
+                    raise
+                return
+            self._holder = renewed
+
+    def _release(self) -> None:
+        with self._writing:
+            self._require_latest()
+            try:
+                self._write(replace(self._holder, released=True))
+            except OSError:
+                path = _path(self.folder, self.number)
+                path.write_bytes(b"")
+                os.utime(path, (0, 0))
+
+    def _require_latest(self) -> None:
+        latest, holder = _latest(self.folder, lease_s=self._lease_s)
+        if latest > self.number:
+            raise LeaseLostError(holder.describe() if holder else "another process")
+
+    def _write(self, holder: Holder) -> None:
+        path = _path(self.folder, self.number)
+        aside = path.with_name(f".{path.name}")
+        try:
+            aside.write_bytes(_encoded(holder))
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
@@ -187,13 +204,17 @@ class Lease:
             except LeaseLostError:
                 return  # `check` tells the run, before it commits anything
             except OSError:
-                continue  # a full disk or a server that is away: until the expiry it may come back
+                continue  # the disk may have room again, or the server come back
 
     def _lock_file(self) -> bool:
         """Lock out others that see our locks, this machine's at least; False where the file system has none."""
         self._lock = self._lock_path.open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(POLL_S)  # somebody may only be looking whether it is free
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._unlock()
             _, holder = _latest(self.folder, lease_s=self._lease_s)
@@ -208,10 +229,22 @@ class Lease:
             self._lock = None
 
 
-def current_holder(folder: Path) -> Holder | None:
-    """Who holds the lease on `folder` as far as its files tell, None when it is free."""
+def current_holder(folder: Path, *, lock: Path) -> Holder | None:
+    """Who holds the lease on `folder`, None when it is free or its holder was killed on this machine."""
     _, holder = _latest(folder, lease_s=LEASE_S)
-    return None if holder is None or _is_over(holder) else holder
+    if holder is None or _is_over(holder):
+        return None
+    return None if holder.machine == this_machine() and _is_free(lock) else holder
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody has locked a file; False where the file system cannot tell."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
 
 
 def _is_over(holder: Holder) -> bool:

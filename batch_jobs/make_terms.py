@@ -1,7 +1,8 @@
 """Step 3, terms: LSH terms of every embedding, as blocks for the shuffle, and the codes.
 
 A map task hashes its embeddings and packs its (term, doc) pairs into one binary row per reduce partition, so Spark
-moves a handful of blobs instead of one row per term.
+moves a handful of blobs instead of one row per term. They are written by partition, so that whoever joins them, this
+night or a later one, reads its own part and shuffles nothing.
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ DOCS_PER_BLOCK = 65_536
 def make_terms(
     spark: SparkSession, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
 ) -> Mapping[str, Any]:
-    """Write `term_blocks` for `num_partitions` reduce partitions, and `codes`."""
+    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, and `codes`."""
     hashed = (
         spark.read.parquet(embeddings)
         .mapInArrow(partial(hash_batches, params=params, num_parts=num_partitions), schemas.HASHED)
         .persist()
     )
     try:
-        write_table(hashed.where("block IS NOT NULL").select("part", "block"), folder / "term_blocks")
+        blocks = hashed.where("block IS NOT NULL").select("part", "block").repartition(num_partitions, "part")
+        # Blocks arrive in any order; sorted they make the same files each time.
+        write_table(blocks.sortWithinPartitions("part", "block"), folder / "term_blocks", by="part")
         write_table(hashed.where("code IS NOT NULL").select("doc", "code"), folder / "codes")
     finally:
         hashed.unpersist()
-    return {}
+    return {"num_parts": num_partitions}
 
 
 def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ images -> catalogue -> embed -> terms -> candidates -> select -> cluster
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs.changes import Changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.gpus import embed_resources
+from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
 from batch_jobs.session import default_parallelism, spark_session, watched
 from batch_jobs.settings import RunSettings, as_json, digest
@@ -92,10 +95,21 @@ class Run:
 
 
 class Pipeline:
-    """One run over an open workspace, with one method per step."""
+    """One run over an open workspace, with one method per step.
+
+    A run over all of its source knows nothing; a night (`nightly`) builds on what is `known` and works on `changes`.
+    """
 
     def __init__(
-        self, settings: RunSettings, workspace: Workspace, source: Source, *, listener: Listener, spark: SparkSession
+        self,
+        settings: RunSettings,
+        workspace: Workspace,
+        source: Source,
+        *,
+        listener: Listener,
+        spark: SparkSession,
+        known: Known = KNOWN_NOTHING,
+        changes: Changes | None = None,
     ) -> None:
         self.settings = settings
         self.workspace = workspace
@@ -104,9 +118,11 @@ class Pipeline:
         self.spark = spark
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
-        self.model = _model_of(source, settings)
+        self.model = model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
         self.decisions = read_decisions(workspace.folder)
+        self.known = known
+        self.changes = changes
         identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
         workspace.claim(identity)
 
@@ -126,21 +142,27 @@ class Pipeline:
             "min_shared_terms": self.settings.min_shared_terms,
             "verified": self.settings.verified,
             "decisions": self.decisions.digest,
+            **self.night_inputs(),
         }
         return digest(decides)[:KEY_LENGTH]
 
-    def begin(self) -> None:
-        """Start the run's record, with paths that hold from any folder."""
+    def begin(
+        self, command: str = "dedup", *, parent: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Start the record of the run of a command and its options, with paths that hold from any folder.
+
+        `parent` is the run it builds on; the newest finished one without.
+        """
         settings = replace(
             self.settings,
             source=str(self.source.path),
             embedder=_wherever_workers_run(self.settings.embedder),
             uri_root=self.settings.uri_root and self.settings.uri_root.resolve(),
         )
-        parent = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
+        newest = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
         record = RunRecord(
             run_id=self.run_id,
-            command="dedup",
+            command=command,
             source=settings.source,
             fingerprint=self.source.fingerprint,
             settings=settings.to_json(),
@@ -149,7 +171,8 @@ class Pipeline:
             min_score=self.model.min_score,
             decisions_digest=self.decisions.digest,
             num_decisions=len(self.decisions.active),
-            parent=parent.run_id if parent else None,
+            parent=parent or (newest.run_id if newest else None),
+            options=options or {},
             started_at=now(),
         )
         begin_record(self.workspace, record)
@@ -174,7 +197,8 @@ class Pipeline:
             cluster_matches.STEP: self.cluster,
         }
         for step in STEPS[: STEPS.index(until) + 1]:
-            self._stage(step, actions[step])
+            if self.has_work(step):
+                self._stage(step, actions[step])
         return Run(
             run_id=self.run_id,
             source=self.source,
@@ -184,22 +208,40 @@ class Pipeline:
             seconds=dict(self.seconds),
         )
 
+    def has_work(self, step: str) -> bool:  # noqa: ARG002
+        """Whether a step has anything to do; all of them where nothing is known."""
+        return True
+
+    def night_inputs(self) -> dict[str, Any]:
+        """What decides a night's result beside source and settings; nothing on the first."""
+        return {}
+
+    @property
+    def whole(self) -> Known:
+        """All that there is: what is known, and what this run has made so far."""
+        return self.known.with_outputs(self.outputs)
+
     def catalogue(self) -> StepOutput:
         def write(folder: Path) -> Mapping[str, Any]:
             if self.source.kind is SourceKind.EMBEDDINGS:
-                return catalogue.catalogue_embeddings(folder, source=self.source)
+                return catalogue.catalogue_embeddings(
+                    folder, source=self.source, known=self.known, changes=self.changes
+                )
             return catalogue.catalogue(
                 self.spark,
                 folder,
                 source=self.source,
                 limits=self.settings.limits,
                 num_partitions=self.num_partitions,
+                known=self.known,
+                changes=self.changes,
             )
 
         inputs = {
             "kind": self.source.kind,
             "fingerprint": self.source.fingerprint,
             "limits": as_json(self.settings.limits),
+            **self.night_inputs(),
         }
         output = self.workspace.step(catalogue.STEP, inputs=inputs, write=write, tables=catalogue.TABLES)
         self._check_rejects(output.num_rows["rejects"], output.num_rows["catalogue"] + output.num_rows["rejects"])
@@ -207,11 +249,13 @@ class Pipeline:
 
     def embed(self) -> StepOutput:
         catalogued = self.outputs[catalogue.STEP]
-        resources = embed_resources(self.spark)
 
         def write(folder: Path) -> Mapping[str, Any]:
             if self.source.kind is SourceKind.EMBEDDINGS:
-                return embed_images.adopt_embeddings(folder, source=self.source)
+                return embed_images.adopt_embeddings(
+                    folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
+                )
+            resources = embed_resources(self.spark)
             task = embed_images.EmbedTask(
                 embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
@@ -244,27 +288,26 @@ class Pipeline:
                 folder,
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
-                num_partitions=self.num_partitions,
+                num_partitions=self.known.num_parts or self.num_partitions,
             )
 
-        inputs = {"embed": embedded.key, "terms": self.terms.to_json()}
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part"}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def find_candidates(self) -> StepOutput:
         hashed = self.outputs[make_terms.STEP]
+        join = find_candidates.Join(
+            new=hashed.table("term_blocks"),
+            known=self.known.term_blocks,
+            removed_docs=removed_contents(self.whole),
+            first_new_doc=self.known.next_doc,
+            params=self.settings.candidates,
+            docs_per_range=self._docs_per_range(),
+        )
 
         def write(folder: Path) -> Mapping[str, Any]:
-            return {
-                "docs_per_range": self._docs_per_range(),
-                **find_candidates.find_candidates(
-                    self.spark,
-                    folder,
-                    term_blocks=hashed.table("term_blocks"),
-                    params=self.settings.candidates,
-                    docs_per_range=self._docs_per_range(),
-                    num_partitions=self.num_partitions,
-                ),
-            }
+            found = find_candidates.find_candidates(self.spark, folder, join=join, num_parts=hashed.stats["num_parts"])
+            return {"docs_per_range": join.docs_per_range, **found}
 
         inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
         return self.workspace.step(find_candidates.STEP, inputs=inputs, write=write, tables=find_candidates.TABLES)
@@ -287,7 +330,7 @@ class Pipeline:
                 self.spark,
                 folder,
                 pair_blocks=found.table("pair_blocks"),
-                codes=self.outputs[make_terms.STEP].table("codes"),
+                codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
                 selection=selection,
                 docs_per_range=found.stats["docs_per_range"],
                 num_partitions=self.num_partitions,
@@ -303,22 +346,24 @@ class Pipeline:
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 
     def cluster(self) -> StepOutput:
-        selected = self.outputs[select_matches.STEP]
-
         def write(folder: Path) -> Mapping[str, Any]:
             return cluster_matches.cluster_matches(
-                folder,
-                edges=selected.table("edges"),
-                embeddings=self.outputs[embed_images.STEP].table("embeddings"),
-                catalogue=self.outputs[catalogue.STEP].table("catalogue"),
-                decisions=self.decisions,
+                folder, whole=self.whole, decisions=self.decisions, before=self.clusters_before()
             )
 
-        inputs = {"select": selected.key, "decisions": self.decisions.digest}
-        return self.workspace.step(cluster_matches.STEP, inputs=inputs, write=write, tables=cluster_matches.TABLES)
+        return self.workspace.step(
+            cluster_matches.STEP, inputs=self.cluster_inputs(), write=write, tables=cluster_matches.TABLES
+        )
+
+    def clusters_before(self) -> Known | None:
+        """Whose clusters are updated; None cuts from scratch."""
+        return None
+
+    def cluster_inputs(self) -> dict[str, Any]:
+        return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
 
     def _docs_per_range(self) -> int:
-        num_docs = self.outputs[catalogue.STEP].num_rows["catalogue"]
+        num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
         return min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
 
     def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
@@ -380,7 +425,7 @@ def run_pipeline(
 
 @contextmanager
 def operator_errors(workspace: Path) -> Iterator[None]:
-    """Spark's errors in an operator's words; the whole story stays in the log."""
+    """Spark's errors and those of a full disk in an operator's words; the whole story stays in the log."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -393,6 +438,10 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
         raise SessionError(f"Spark failed: {cause}; the whole log is {workspace / 'spark.log'}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WorkspaceError(disk_full(workspace)) from error
+        raise
 
 
 def _wherever_workers_run(embedder: str) -> str:
@@ -400,7 +449,7 @@ def _wherever_workers_run(embedder: str) -> str:
     return str(Path(embedder).resolve()) if Path(embedder).is_dir() else embedder
 
 
-def _model_of(source: Source, settings: RunSettings) -> Model:
+def model_of(source: Source, settings: RunSettings) -> Model:
     """Where the source's embeddings come from, and how their pairs are scored.
 
     Embeddings that the embedder did not make are scored by their cosine; raises SourceError when no threshold is given.

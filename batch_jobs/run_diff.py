@@ -16,7 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from batch_jobs.cluster_matches import contents_of
+from batch_jobs.nights import live_images, read_columns
 from batch_jobs.run_records import RunRecord
+from batch_jobs.run_tables import whole_of
 
 Numbers = NDArray[np.int64]
 
@@ -73,12 +76,14 @@ class _Side:
 
 def diff_runs(workspace: Path, before: RunRecord, after: RunRecord, *, num_examples: int = 10) -> RunDiff:
     """Compare the tables of two runs of a workspace; raises WorkspaceError where they are gone."""
-    catalogues = [_read(workspace, run, "catalogue", "catalogue", ["doc", "image_id"]) for run in (before, after)]
-    image_ids = pc.unique(pa.chunked_array([c for one in catalogues for c in one["image_id"].chunks], pa.string()))
+    wholes = [whole_of(workspace, run) for run in (before, after)]
+    images = [live_images(one, ["image_id", "original_doc"]) for one in wholes]
+    image_ids = pc.unique(pa.chunked_array([c for one in images for c in one["image_id"].chunks], pa.string()))
     # In the order of the ids, so that examples do not depend on the order of files.
     image_ids = image_ids.take(pc.sort_indices(image_ids))
     old, new = (
-        _side(workspace, run, catalogue, image_ids) for run, catalogue in zip((before, after), catalogues, strict=True)
+        _side(whole.edges, run.table(workspace, "cluster", "clusters"), rows, image_ids)
+        for run, whole, rows in zip((before, after), wholes, images, strict=True)
     )
 
     def named(numbers: Numbers) -> tuple[str, ...]:
@@ -113,22 +118,18 @@ def diff_runs(workspace: Path, before: RunRecord, after: RunRecord, *, num_examp
     )
 
 
-def _read(workspace: Path, run: RunRecord, step: str, table: str, columns: list[str]) -> pa.Table:
-    return pq.read_table(run.table(workspace, step, table), columns=columns)
-
-
-def _side(workspace: Path, run: RunRecord, catalogue: pa.Table, image_ids: pa.Array) -> _Side:
-    numbers = _numbers(catalogue["image_id"], image_ids)
-    docs = catalogue["doc"].to_numpy()
-    number_of_doc = np.full(int(docs.max(initial=-1)) + 1, -1)
-    number_of_doc[docs] = numbers
+def _side(edges: tuple[str, ...], clusters_table: Path, images: pa.Table, image_ids: pa.Array) -> _Side:
+    numbers = _numbers(images["image_id"], image_ids)
     is_there = np.zeros(len(image_ids), np.bool_)
     is_there[numbers] = True
-    clusters = _read(workspace, run, "cluster", "clusters", ["image_id", "canonical_id"])
+    clusters = pq.read_table(clusters_table, columns=["image_id", "canonical_id"])
     canonical = np.full(len(image_ids), -1)
     canonical[_numbers(clusters["image_id"], image_ids)] = _numbers(clusters["canonical_id"], image_ids)
-    edges = _read(workspace, run, "select", "edges", ["left_doc", "right_doc"])
-    ends = np.sort(number_of_doc[np.stack([edges[name].to_numpy() for name in ("left_doc", "right_doc")])], axis=0)
+    # A pair is told by the first images with its bytes; nights may have removed those that were embedded.
+    contents, _ = contents_of(images["original_doc"].to_numpy(), np.ones(len(images), np.bool_))
+    matches = read_columns(edges, ["left_doc", "right_doc"])
+    rows = np.stack([contents.rows_of(matches[name].to_numpy()) for name in ("left_doc", "right_doc")])
+    ends = np.sort(numbers[rows[:, (rows >= 0).all(axis=0)]], axis=0)
     return _Side(is_there, canonical, np.unique(ends[0] * len(image_ids) + ends[1]))
 
 

@@ -1,8 +1,8 @@
 """Which runs and steps nobody needs any more, and their removal.
 
-Kept are the newest finished runs, runs that were stopped since and may be resumed, and runs that a generation of the
-index was made of; of steps, those that a kept run names and those that these were made of. The records of the last
-thirty finished runs stay without their tables, for drift.
+Kept are the newest finished runs, the night that counts, runs that were stopped since and may be resumed, and runs that
+a generation of the index was made of; of steps, those that a kept run names and those that these were made of, and all
+that make up a kept night. The records of the last thirty finished runs stay without their tables, for drift.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from batch_jobs.build_index import generation_marker, index_folder
 from batch_jobs.errors import WorkspaceError
+from batch_jobs.nights import current_night, list_nights
 from batch_jobs.run_records import RECORD, RunRecord, list_records, record_path, remove_record
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from lsh.index.publishing import list_generations
@@ -44,10 +45,14 @@ def find_garbage(workspace: Workspace, *, keep: int) -> Garbage:
     records, damaged = list_records(workspace.folder)
     if damaged:
         raise WorkspaceError(f"{damaged[0].problem}; or remove its folder, then what is left is known to be needed")
-    kept = {record.run_id for record in _kept(workspace, records, keep)}
+    current = current_night(workspace.folder)
+    kept = {record.run_id for record in _kept(workspace, records, keep)} | ({current.run_id} if current else set())
     needed = {step.folder_name for record in records if record.run_id in kept for step in record.steps}
+    of_nights = {
+        name for night in list_nights(workspace.folder) if night.run_id in kept for name in night.folder_names()
+    }
     steps = sorted(path.name for path in workspace.steps_folder.glob("[!.]*"))
-    garbage = sorted(set(steps) - _with_inputs(workspace, needed, steps))
+    garbage = sorted(set(steps) - _with_inputs(workspace, needed, steps) - of_nights)
     finished = [record.run_id for record in records if record.is_finished][:NUM_DRIFT_RUNS]
     others = [record.run_id for record in records if record.run_id not in kept]
     runs = tuple(run_id for run_id in others if run_id not in finished)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +19,14 @@ from typing import Any
 
 from batch_jobs.errors import WorkspaceError
 from batch_jobs.lease import current_holder
+from batch_jobs.nights import current_night
 from batch_jobs.settings import RunSettings
-from batch_jobs.workspace import StepOutput, Workspace, lease_folder, read_json, write_json
+from batch_jobs.workspace import StepOutput, Workspace, lease_folder, lock_file, read_json, write_json
 
 RECORD = "run.json"
 RECORD_VERSION = 1
+NIGHTLY = "nightly"
+"""The command of runs that are nights."""
 MIN_PREFIX = 4
 
 
@@ -60,8 +63,9 @@ class StepRecord:
 class RunRecord:
     """One run. Times are ISO 8601 in UTC; `results` are the counts that `neardup dedup --json` prints, empty before.
 
-    `settings` are those of `RunSettings.to_json`, `parent` is the newest finished run of the time, `seconds` the wall
-    time of each stage of the execution that finished the run.
+    `settings` are those of `RunSettings.to_json`, `options` what else the command was given. `parent` is the run that
+    it builds on or, where it builds on none, the newest finished one of the time; `seconds` the wall time of each stage
+    of the execution that finished the run.
     """
 
     run_id: str
@@ -69,6 +73,7 @@ class RunRecord:
     source: str
     fingerprint: str
     settings: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
     embedder_digest: str
     scorer_digest: str
     min_score: float
@@ -221,10 +226,29 @@ def list_records(workspace: Path) -> tuple[list[RunRecord], list[DamagedRecord]]
 
 
 def finished_runs(workspace: Path, *, before: RunRecord | None = None) -> Iterator[RunRecord]:
-    """Finished runs, newest first; only those that started before `before` when that is given."""
-    for record in list_records(workspace)[0]:
-        if record.is_finished and (before is None or record.started_at < before.started_at):
+    """Finished runs, newest first, without undone nights; only those started before `before` when that is given."""
+    records = list_records(workspace)[0]
+    undone = undone_runs(workspace, records)
+    for record in records:
+        is_earlier = before is None or record.started_at < before.started_at
+        if record.is_finished and record.run_id not in undone and is_earlier:
             yield record
+
+
+def undone_runs(workspace: Path, records: Iterable[RunRecord]) -> set[str]:
+    """The runs of nights that the night which counts does not build on: it was moved back, or took another way."""
+    current = current_night(workspace)
+    if current is None:
+        return set()
+    nights = {one.results["night_id"]: one for one in records if one.command == NIGHTLY and "night_id" in one.results}
+    counting, number, previous = {current.night_id}, current.number, current.previous
+    # Where garbage collection has taken a record the nights before it are not known, and are left alone.
+    while previous is not None and previous in nights:
+        counting.add(previous)
+        number, previous = nights[previous].results["number"], nights[previous].results["previous"]
+    return {
+        one.run_id for night_id, one in nights.items() if night_id not in counting and one.results["number"] >= number
+    }
 
 
 def find_record(workspace: Path, run: str | None) -> RunRecord:
@@ -246,7 +270,7 @@ def find_record(workspace: Path, run: str | None) -> RunRecord:
 
 def is_running(workspace: Path, record: RunRecord) -> bool:
     """Whether the holder of the workspace's lease works on this run."""
-    holder = current_holder(lease_folder(workspace))
+    holder = current_holder(lease_folder(workspace), lock=lock_file(workspace))
     return holder is not None and holder.what.startswith(f"run {record.run_id} ")
 
 

@@ -11,14 +11,26 @@ import pyarrow as pa
 LISTING = "image_id string, uri string"
 
 INSPECTED = (
-    "image_id string, uri string, width int, height int, size_bytes long, sha256 string, reason string, detail string"
+    "image_id string, uri string, width int, height int, size_bytes long, sha256 string, state long, reason string, "
+    "detail string"
 )
 """One row per listed image: its header, or the reason why it was rejected."""
 
 CATALOGUE = (
-    "image_id string, doc long, original_doc long, uri string, width int, height int, size_bytes long, sha256 string"
+    "image_id string, doc long, original_doc long, uri string, width int, height int, size_bytes long, sha256 string, "
+    "state long"
 )
-"""`original_doc` is the smallest doc with the same bytes; the image itself when it is the first."""
+"""`original_doc` is the smallest doc with the same bytes; the image itself when it is the first. `state` changes when
+the image's file is written again (`sources.file_state`)."""
+
+REMOVED = "doc long"
+"""Known docs that a night takes away: of images that are gone, and of those that have other bytes now."""
+
+REWRITTEN = "doc long, state long"
+"""Known docs whose file was written again with the same bytes."""
+
+ORIGINALS = "sha256 string, known_doc long"
+"""The known content of bytes that arrive again."""
 
 REJECTS = "image_id string, uri string, stage string, reason string, detail string"
 
@@ -32,7 +44,9 @@ CODES = "doc long, code binary"
 """`code`: `dim` int8, the embedding scalar-quantised."""
 
 TERM_BLOCKS = "part int, block binary"
-"""Blocks of `lsh.blocks.encode_term_blocks`, for reduce partition `part`."""
+"""Blocks of `lsh.blocks.encode_term_blocks`, for reduce partition `part`; each part is a folder `part=<part>`."""
+
+PARTS = "part int"
 
 HASHED = "part int, block binary, doc long, code binary"
 """What a map task of `make_terms` emits: term blocks and codes, told apart by the nulls of the others."""
@@ -50,6 +64,9 @@ EDGES = "left_doc long, right_doc long, similarity float, score float, shared_te
 """Matches, `left_doc < right_doc`."""
 
 CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
+
+ASSIGNMENTS = "doc long, canonical_doc long"
+"""The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
 
 OUTCOMES = (
     "image_id string, outcome string, canonical_id string, score float, reason string, detail string, "

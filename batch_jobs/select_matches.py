@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from batch_jobs import schemas
 from batch_jobs.make_terms import binary_values
+from batch_jobs.nights import read_columns
 from batch_jobs.session import write_table
 from embed.pair_scoring import PairScorer
 from lsh.blocks import decode_pair_blocks
@@ -53,7 +54,7 @@ def select_matches(
     folder: Path,
     *,
     pair_blocks: str,
-    codes: str,
+    codes: tuple[str, ...],
     selection: Selection,
     docs_per_range: int,
     num_partitions: int,
@@ -84,7 +85,7 @@ def select_matches(
     return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
 
 
-def verify_blocks(table: pa.Table, *, codes: str, selection: Selection, docs_per_range: int) -> pa.Table:
+def verify_blocks(table: pa.Table, *, codes: tuple[str, ...], selection: Selection, docs_per_range: int) -> pa.Table:
     """All pair blocks of one range of left docs to `SCORED` rows."""
     pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
     enough = shared_terms >= selection.min_shared_terms
@@ -123,7 +124,7 @@ def term_overlap(shared_terms: NDArray[np.uint32], *, num_tables: int) -> NDArra
 
 
 def _scored(
-    pairs: NDArray[np.uint64], *, codes: str, selection: Selection, docs_per_range: int
+    pairs: NDArray[np.uint64], *, codes: tuple[str, ...], selection: Selection, docs_per_range: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and scores of pairs whose left docs share one range, reading one range of right docs at a time.
 
@@ -153,14 +154,12 @@ def _scored(
 
 
 def read_codes(
-    codes: str, doc_range: int, *, dim: int, docs_per_range: int
+    codes: tuple[str, ...], doc_range: int, *, dim: int, docs_per_range: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
-    """The docs of a range that have a code, ascending, and their `(n, dim)` int8 codes."""
+    """The docs of a range that have a code in a segment of `codes`, ascending, and their `(n, dim)` int8 codes."""
     doc = pyarrow.dataset.field("doc")
     first = doc_range * docs_per_range
-    table = pyarrow.dataset.dataset(codes, format="parquet").to_table(
-        filter=(doc >= first) & (doc < first + docs_per_range)
-    )
+    table = read_columns(codes, ["doc", "code"], where=(doc >= first) & (doc < first + docs_per_range))
     docs = table["doc"].to_numpy().astype(np.uint64)
     rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
     order = np.argsort(docs, kind="stable")

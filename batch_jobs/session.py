@@ -71,7 +71,7 @@ def _start(master: str | None, log: Path) -> SparkSession:
         # `spark-submit` decides these; where it did not run the workers run what the driver runs.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        builder = builder.config(map=own_settings(master or LOCAL_MASTER, log))
+        builder = builder.config(map={**own_settings(master or LOCAL_MASTER, log)})
     builder = (
         builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_ARROW_BATCH))
@@ -177,7 +177,7 @@ def _interrupts_deferred() -> Iterator[None]:
 def cores_per_task(spark: SparkSession) -> int:
     """Cores that a task may keep busy: its share of this machine, or what the cluster gives it."""
     context = spark.sparkContext
-    if runs_locally(context.master):
+    if runs_locally(str(context.master)):
         return max(1, num_cores() // default_parallelism(spark))
     return int(context.getConf().get("spark.task.cpus", "1"))
 
@@ -210,10 +210,10 @@ def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[
         thread.join()
 
 
-def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
-    """Write a Parquet table; `num_files` None keeps the frame's partitions."""
+def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None, by: str | None = None) -> None:
+    """Write a Parquet table; `num_files` None keeps the frame's partitions, `by` makes a folder of each value."""
     frame = frame.coalesce(num_files) if num_files else frame
-    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path), partitionBy=by)
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -8,19 +8,31 @@ from __future__ import annotations
 import glob
 import os
 import stat
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from batch_jobs import schemas
 from batch_jobs.errors import SourceError
 from batch_jobs.settings import digest
 from embed.decoding import ImageRejected, RejectReason
 
 GLOB_CHARACTERS = frozenset("*?[")
+SIZE_BITS = 22
+NO_STATE = -1
+ROWS_AT_ONCE = 65_536
+STAT_THREADS = 8
+MIN_MAPPED_BYTES = 1 << 20
 TYPES = {"string": (pa.string(), pa.large_string()), "binary": (pa.binary(), pa.large_binary())}
 
 
@@ -66,6 +78,71 @@ def open_source(source: str, *, uri_root: Path | None = None) -> Source:
             f"source {source} is one file; give the folder it is in, a glob, a .parquet table or a .npz of embeddings"
         )
     raise SourceError(f"source {source} does not exist; give a folder, glob, .parquet table or .npz of embeddings")
+
+
+def list_source(source: Source) -> pa.Table:
+    """Every image of a source as `LISTING` and its `state`, read on this machine without opening an image.
+
+    An image whose state is the one that the catalogue has is not looked at again.
+    """
+    if source.kind is SourceKind.EMBEDDINGS:
+        given = read_embeddings(source.path)
+        image_ids = pa.array(given.image_ids.tolist(), pa.string())
+        return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), embedding_states(given.embeddings))
+    if source.kind is SourceKind.FILES:
+        return _listing(pa.array(file_ids(source)), pa.array(source.files), _file_states(source.files))
+    if source.kind is SourceKind.URI_TABLE:
+        table = pyarrow.dataset.dataset(list(source.files), format="parquet").to_table(columns=["image_id", "uri"])
+        places = [str(place_of(uri, root=str(source.root))) for uri in table["uri"].to_pylist()]
+        return _listing(table["image_id"], table["uri"], _file_states(places))
+    parts = [pq.read_table(file, columns=["image_id"], partitioning=None) for file in source.files]
+    states = np.repeat(_file_states(source.files), [len(part) for part in parts])
+    image_ids = pa.concat_tables(parts)["image_id"]
+    return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), states)
+
+
+def _listing(image_ids: Any, uris: Any, states: NDArray[np.int64]) -> pa.Table:
+    columns = [image_ids.cast(pa.string()), uris.cast(pa.string()), pa.array(states)]
+    return pa.table(columns, names=[*schemas.columns(schemas.LISTING), "state"])
+
+
+def _file_states(paths: tuple[str, ...] | list[str]) -> NDArray[np.int64]:
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        return np.fromiter(pool.map(file_state, paths, chunksize=256), np.int64, count=len(paths))
+
+
+def file_ids(source: Source) -> list[str]:
+    """The image ids of a source of files: paths below its folder, or below what its glob fixes."""
+    base = source.path if source.path.is_dir() else source.root
+    return [Path(file).relative_to(base).as_posix() for file in source.files]
+
+
+def place_of(uri: str | None, *, root: str) -> Path:
+    """Where the image of a uri lies; relative ones are below `root`."""
+    return Path(root, (uri or "").removeprefix("file://"))
+
+
+def file_state(path: str) -> int:
+    """One number that changes when a file is written again: milliseconds of its last change above its size's low bits.
+
+    -1 for a file that cannot be looked at. `catalogue` computes the same for the files of a table, in Spark's SQL.
+    """
+    size_bytes, changed_ns = _file_state(path)
+    return NO_STATE if size_bytes < 0 else (changed_ns // 1_000_000) << SIZE_BITS | size_bytes & ((1 << SIZE_BITS) - 1)
+
+
+def embedding_states(embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
+    """`(n,)` int64: a hash of each row's bytes.
+
+    Source: multilinear hashing of 32-bit words, Lemire and Kaser, arXiv 1202.4961.
+    """
+    weights = np.random.default_rng(0).integers(0, 2**64, embeddings.shape[1], dtype=np.uint64)
+    states = np.empty(len(embeddings), np.int64)
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        words = np.ascontiguousarray(embeddings[rows]).view(np.uint32).astype(np.uint64)
+        states[rows] = (words @ weights).view(np.int64)
+    return states
 
 
 def read_image_bytes(path: str, *, root: str, max_bytes: int) -> bytes:
@@ -193,12 +270,18 @@ class GivenEmbeddings:
 
 
 def read_embeddings(path: Path) -> GivenEmbeddings:
-    """The contents of an .npz as `neardup embed` writes it; raises SourceError on anything else."""
+    """The contents of an .npz as `neardup embed` writes it; raises SourceError on anything else.
+
+    Arrays that are stored as they are stay on disk: they are mapped, not read. A file is checked once.
+    """
+    return _read_embeddings(path, _file_state(str(path)))
+
+
+@lru_cache(maxsize=1)
+def _read_embeddings(path: Path, _: tuple[int, int]) -> GivenEmbeddings:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            image_ids, embeddings = arrays["image_ids"], arrays["embeddings"]
-            made_by = str(arrays["digest"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        image_ids, embeddings, made_by = (_array(path, name) for name in ("image_ids", "embeddings", "digest"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(
             f"source {path} is not an .npz with image_ids, embeddings and digest ({error}); "
             "make one with 'neardup embed'"
@@ -212,10 +295,42 @@ def read_embeddings(path: Path) -> GivenEmbeddings:
         )
     if not len(image_ids):
         raise SourceError(f"source {path} is empty: it has no embeddings")
-    lengths = np.linalg.norm(embeddings, axis=1)
-    if not np.allclose(lengths, 1.0, atol=1e-3):
-        worst = int(np.argmax(np.abs(np.nan_to_num(lengths, nan=np.inf) - 1.0)))
-        raise SourceError(
-            f"source {path}: row {worst} of embeddings has length {lengths[worst]:.4g}; every row must have length 1"
-        )
-    return GivenEmbeddings(image_ids, embeddings, made_by)
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        lengths = np.linalg.norm(embeddings[start : start + ROWS_AT_ONCE], axis=1)
+        if not np.allclose(lengths, 1.0, atol=1e-3):
+            worst = int(np.argmax(np.abs(np.nan_to_num(lengths, nan=np.inf) - 1.0)))
+            raise SourceError(
+                f"source {path}: row {start + worst} of embeddings has length {lengths[worst]:.4g}; "
+                "every row must have length 1"
+            )
+    return GivenEmbeddings(image_ids, embeddings, str(made_by))
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    """An array of an .npz, mapped where it is neither compressed nor small; never unpickled."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        if member.compress_type == zipfile.ZIP_STORED and member.file_size >= MIN_MAPPED_BYTES:
+            with path.open("rb") as file:
+                return _mapped(path, file, member.header_offset)
+        with archive.open(member) as file:
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+
+
+def _mapped(path: Path, file: IO[bytes], header_offset: int) -> np.ndarray:
+    """The array of a stored member, whose zip header is at `header_offset`: 30 bytes, a name, and an extra field."""
+    file.seek(header_offset + 26)
+    sizes = file.read(4)
+    file.seek(int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little"), os.SEEK_CUR)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    mapped: np.ndarray = np.memmap(
+        path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order="F" if is_fortran else "C"
+    )
+    return mapped

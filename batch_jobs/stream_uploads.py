@@ -54,12 +54,13 @@ from service.errors import CallFailed, ServiceError, SettingsError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 OUTCOMES_ARROW = schemas.arrow(schemas.OUTCOMES)
 
 TABLE: Final = "image_id string, content binary, uploaded_at timestamp"
+FILES: Final = "path string, modificationTime timestamp, length long, content binary"
 KAFKA: Final = "kafka://"
 CALLS_AT_ONCE: Final = 16
 FILES_PER_BATCH: Final = 1024
@@ -157,13 +158,13 @@ def read_uploads(spark: SparkSession, settings: StreamSettings) -> DataFrame:
         raise SourceError(
             f"source {source} is no folder; give one of images, a .parquet one, or kafka://HOST:PORT/TOPIC"
         )
-    reader = spark.readStream.option("recursiveFileLookup", "true")
+    reader = spark.readStream.options(recursiveFileLookup="true", maxFilesPerTrigger=settings.files_per_batch)
     if path.suffix == ".parquet":
-        rows = reader.schema(TABLE).option("maxFilesPerTrigger", settings.files_per_batch).parquet(str(path))
+        rows = reader.schema(TABLE).parquet(str(path))
         uploaded_at = f.coalesce("uploaded_at", f.col("_metadata.file_modification_time"))
         return _once_each(rows.select("image_id", "content", uploaded_at.alias("uploaded_at")), settings)
     # Spark lists the files and never reads them: workers do, within the limits.
-    files = reader.format("binaryFile").option("maxFilesPerTrigger", settings.files_per_batch).load(str(path))
+    files = reader.format("binaryFile").schema(FILES).load(str(path))
     uri = f.regexp_replace("path", "^file:/+", "/")
     image_id = f.substring(uri, f.lit(len(str(path)) + 2), f.length(uri))
     return files.select(image_id.alias("image_id"), uri.alias("uri"), f.col("modificationTime").alias("uploaded_at"))
@@ -253,11 +254,14 @@ def _register(
 
 
 def _count(settings: StreamSettings, batch: DataFrame, batch_id: int) -> None:
-    _commit_once(batch.coalesce(1), settings.checkpoint, "hours", "hourly", batch_id)
+    _commit_once(batch.repartition(1), settings.checkpoint, "hours", "hourly", batch_id)
 
 
 def _commit_once(rows: DataFrame, checkpoint: Path, query: str, table: str, batch_id: int) -> Path | None:
-    """Write the rows of a micro-batch and rename them into place; None when that was done before it was run again."""
+    """Write the rows of a micro-batch and rename them into place.
+
+    None when there are none, or when that was done before it was run again.
+    """
     query_id = read_json(checkpoint / query / "metadata")["id"]
     target = checkpoint / table / f"batch-{query_id[:8]}-{batch_id:09d}"
     if target.exists():
@@ -265,6 +269,9 @@ def _commit_once(rows: DataFrame, checkpoint: Path, query: str, table: str, batc
     aside = target.with_name(f".{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     write_table(rows, aside)
+    if not pyarrow.dataset.dataset(aside, format="parquet").count_rows():
+        shutil.rmtree(aside)
+        return None
     aside.rename(target)
     return target
 
@@ -330,6 +337,11 @@ def _stream_errors(folder: Path) -> Iterator[None]:
         raise CallFailed(failed[2], f"{failed[1]}; run the same command again to go on where it stopped") from error
 
 
+def _print_counts(counts: Mapping[str, int]) -> None:
+    sys.stdout.write(json.dumps(counts) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """The door for `spark-submit`: one JSON object for each micro-batch."""
     parser = argparse.ArgumentParser(description="Register new images of a folder, a table or Kafka at a server.")
@@ -354,9 +366,9 @@ def main() -> None:
                 embedder=arguments.embedder,
                 interval_s=arguments.interval,
             ),
-            on_batch=lambda counts: sys.stdout.write(json.dumps(counts) + "\n"),
+            on_batch=_print_counts,
         )
-    except (BatchError, EmbedError, ServiceError) as error:
+    except (BatchError, EmbedError, ServiceError, OSError) as error:
         sys.exit(f"neardup: error: {error}")
 
 

@@ -62,7 +62,7 @@ class Workspace:
     def __init__(self, folder: Path, *, what: str = "a run") -> None:
         self.folder = folder
         self.on_step: Callable[[StepOutput], None] = lambda _: None
-        self.lease = Lease(lease_folder(folder), what, lock=folder / ".lock")
+        self.lease = Lease(lease_folder(folder), what, lock=lock_file(folder))
 
     def __enter__(self) -> Workspace:
         try:
@@ -191,6 +191,11 @@ def required_folder(workspace: Path) -> Path:
     if not workspace.is_dir():
         raise WorkspaceError(f"workspace {workspace} does not exist; `neardup dedup` makes one")
     return workspace.resolve()
+
+
+def lock_file(workspace: Path) -> Path:
+    """The file that the holder of the lease keeps locked, where the file system has locks."""
+    return workspace / ".lock"
 
 
 def lease_folder(workspace: Path) -> Path:

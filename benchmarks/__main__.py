@@ -20,6 +20,7 @@ SUMMARIES = {
     "soak": "Three replicas on one Redis under load while a replica and Redis are killed.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "scoring": "Pairs a second through the pair classifier and a calibration.",
+    "nightly": "One night over a known corpus beside the full run: share of its time, the same matches.",
     "kills": "Processes of real runs on a standalone cluster killed at random moments; the tables afterwards.",
     "demo": "Photos that come with installed packages, edited, deduplicated and judged.",
 }

@@ -69,7 +69,7 @@ def start_dedup(
 def disturb(run: psutil.Popen, cluster: StandaloneCluster, victim: Victim, *, moment_s: float, pick: int) -> bool:
     """Kill a victim `moment_s` after the start, or as soon as there is one; False when the run ended before.
 
-    `pick` chooses among several.
+    `pick` chooses among several, and for a driver whether its JVM dies with it or is left to notice.
     """
     started = time.monotonic()
     candidates: dict[Victim, Callable[[], Sequence[psutil.Process]]] = {
@@ -81,8 +81,8 @@ def disturb(run: psutil.Popen, cluster: StandaloneCluster, victim: Victim, *, mo
         there = candidates[victim]() if time.monotonic() - started >= moment_s else ()
         if there:
             chosen = there[pick % len(there)]
-            if victim is Victim.DRIVER:
-                kill_tree(chosen)  # the JVM too: it is the half of the driver that Spark's executors talk to
+            if victim is Victim.DRIVER and pick % 2:
+                kill_tree(chosen)
                 return True
             try:
                 chosen.kill()

@@ -20,10 +20,14 @@ SAMPLE_INTERVAL_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeardupRun:
-    """What `--json` printed, and what it cost. `memory` is `pss` (shared pages split), or `rss` (counted twice)."""
+    """What `--json` printed, and what it cost. `memory` is `pss` (shared pages split), or `rss` (counted twice).
+
+    `cpu_s` are the seconds that all its processes computed, which a busy machine changes far less than `wall_s`.
+    """
 
     summary: dict[str, Any]
     wall_s: float
+    cpu_s: float
     peak_mb: float
     memory: str
 
@@ -43,6 +47,7 @@ class MeasuredProcess:
 
     printed: str
     wall_s: float
+    cpu_s: float
     peak_mb: float
     memory: str
 
@@ -50,7 +55,9 @@ class MeasuredProcess:
 def run_neardup(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> NeardupRun:
     """`neardup ARGUMENTS --json`; its progress goes to our stderr. Raises click.ClickException when it fails."""
     ran = run_measured(["-m", "cli", *arguments, "--json"], environment=environment)
-    return NeardupRun(summary=json.loads(ran.printed), wall_s=ran.wall_s, peak_mb=ran.peak_mb, memory=ran.memory)
+    return NeardupRun(
+        summary=json.loads(ran.printed), wall_s=ran.wall_s, cpu_s=ran.cpu_s, peak_mb=ran.peak_mb, memory=ran.memory
+    )
 
 
 def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> MeasuredProcess:
@@ -59,7 +66,7 @@ def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | N
     process = subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     )
-    memory = PeakMemory(process.pid)
+    memory = ResourceUse(process.pid)
     memory.start()
     try:
         printed, _ = process.communicate()
@@ -69,23 +76,33 @@ def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | N
     wall_s = time.perf_counter() - started
     if process.returncode:
         raise click.ClickException(f"python {' '.join(arguments)} ended with exit code {process.returncode}; see above")
-    return MeasuredProcess(printed=printed, wall_s=wall_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind)
+    return MeasuredProcess(
+        printed=printed, wall_s=wall_s, cpu_s=memory.cpu_s, peak_mb=memory.peak_bytes / 1e6, memory=memory.kind
+    )
 
 
-class PeakMemory(threading.Thread):
-    """Samples the memory of a process and all its descendants: Spark's JVM and its Python workers included."""
+class ResourceUse(threading.Thread):
+    """Samples the memory and the CPU time of a process and its descendants: Spark's JVM and Python workers included."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
         self.kind, self._measure = _memory_measure()
         self._pid = pid
+        self._cpu_s: dict[int, float] = {}
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Sample until `stop`."""
         while not self._stopped.wait(SAMPLE_INTERVAL_S):
-            self.peak_bytes = max(self.peak_bytes, sum(map(self._bytes_of, self.processes())))
+            processes = self.processes()
+            self.peak_bytes = max(self.peak_bytes, sum(map(self._bytes_of, processes)))
+            self._cpu_s |= {process.pid: self._cpu_of(process) for process in processes}
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds computed by all processes that were seen, up to their last sample."""
+        return sum(self._cpu_s.values())
 
     def stop(self) -> None:
         """End the sampling; returns when it has ended."""
@@ -101,6 +118,15 @@ class PeakMemory(threading.Thread):
             return [root, *root.children(recursive=True)]
         except psutil.Error:
             return []
+
+    def _cpu_of(self, process: Any) -> float:
+        import psutil
+
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            return self._cpu_s.get(process.pid, 0.0)
+        return float(times.user + times.system)
 
     def _bytes_of(self, process: Any) -> int:
         import psutil

@@ -17,6 +17,7 @@ COMMANDS = {
     "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table."),
     "embed": ("cli.embed", "Write embeddings, for people who bring their own index."),
     "tune": ("cli.tune", "Find the cheapest hashing that keeps near pairs."),
+    "nightly": ("cli.nightly", "Bring a workspace up to date with a source."),
     "index": ("cli.index", "Build, list, verify, promote and roll back indexes."),
     "serve": ("cli.serve", "Serve lookups over gRPC."),
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),
@@ -24,7 +25,7 @@ COMMANDS = {
     "remove": ("cli.remove", "Take images out of a server's answers."),
     "stream": ("cli.stream", "Register new images at a server as they come."),
     "evaluate": ("cli.evaluate", "Measure recall, beside PDQ and pHash."),
-    "explain": ("cli.explain", "Say why two images are the same picture, or not."),
+    "explain": ("cli.explain", "Say why images are together, or not."),
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
@@ -47,10 +48,20 @@ Find them in what you have:
   neardup dedup photos.npz                 embeddings in, clusters out
 
 \b
+Every night:
+  neardup nightly photos/ --promote        only what has changed costs anything
+
+\b
 Look new uploads up:
   neardup index build --promote            an index of the newest clusters
   neardup serve --insecure                 from this machine only
   neardup lookup upload.jpg                was it seen before?
+
+\b
+Look at what runs have done, and correct it by hand:
+  neardup runs list                        every run; show, diff, resume, gc
+  neardup explain a.jpg                    why it is in its cluster, or in none
+  neardup cluster split a.jpg --reason "another cat"
 
 \b
 Know how good it is, and make it yours:

@@ -25,6 +25,7 @@ Look at the runs of a workspace, compare them, finish one that was stopped, remo
   neardup runs diff                        the newest against the one before
   neardup runs resume                      the newest that was stopped
   neardup index build --run RUN --promote  go back to an earlier run
+  neardup runs restore RUN                 the night RUN counts again; the next night builds on it
   neardup runs gc --keep 7 --dry-run
 
 A finished run never changes.
@@ -45,27 +46,29 @@ def _shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_shared_options
 def list_command(*, workspace: Path, json_output: bool) -> None:
     """All runs, newest first: when, how long, in which state, what they found."""
-    from batch_jobs.run_records import list_records
+    from batch_jobs.run_records import list_records, undone_runs
     from batch_jobs.workspace import required_folder
     from cli.run_sections import state_of
     from cli.tables import show_table
 
     folder = required_folder(workspace)
     records, damaged = list_records(folder)
+    undone = undone_runs(folder, records)
+    states = [state_of(folder, one, undone) for one in records]
     if json_output:
-        runs = [_listed(record, state_of(folder, record)) for record in records]
+        runs = [_listed(record, state) for record, state in zip(records, states, strict=True)]
         click.echo(json.dumps({"runs": runs, "damaged": [_problem(one) for one in damaged]}))
         return
     if records:
         show_table(
             "",
-            ["run", "state", "started", "seconds", "images", "clusters", "duplicates", "source"],
-            [_line(record, state_of(folder, record)) for record in records],
+            ["run", "state", "night", "started", "seconds", "images", "clusters", "duplicates", "source"],
+            [_line(record, state) for record, state in zip(records, states, strict=True)],
         )
     for one in damaged:
         click.echo(f"{one.run_id}  {one.problem}")
     if not records and not damaged:
-        click.echo("no runs; `neardup dedup` makes one")
+        click.echo("no runs; `neardup dedup` or `neardup nightly` makes one")
 
 
 @command.command()
@@ -124,10 +127,11 @@ def resume(*, run: str | None, workspace: Path, json_output: bool, verbose: bool
     """Finish RUN, by default the newest that was stopped, with the settings it was started with."""
     from dataclasses import replace
 
-    from batch_jobs.run_records import find_record, list_records, remove_record, settings_of
+    from batch_jobs.run_records import NIGHTLY, find_record, list_records, remove_record, settings_of
     from batch_jobs.sources import open_source
     from batch_jobs.workspace import Workspace, required_folder
     from cli.dedup import run_dedup
+    from cli.nightly import resume_night
 
     folder = required_folder(workspace)
     stopped = [one for one in list_records(folder)[0] if not one.is_finished]
@@ -136,21 +140,63 @@ def resume(*, run: str | None, workspace: Path, json_output: bool, verbose: bool
     record = stopped[0] if run is None else find_record(folder, run)
     if record.is_finished:
         raise click.UsageError(f"run {record.run_id} is finished; there is nothing to resume")
-    if record.command != "dedup":
-        raise click.UsageError(f"run {record.run_id} is one of `neardup {record.command}`; run that again to go on")
     settings = replace(settings_of(record), workspace=folder)
     if open_source(settings.source, uri_root=settings.uri_root).fingerprint != record.fingerprint:
         raise click.UsageError(
             f"{settings.source} has changed since run {record.run_id} was started; "
-            "`neardup dedup` starts a new run and reuses what it can"
+            f"`neardup {record.command}` starts a new run and reuses what it can"
         )
-    results = run_dedup(settings, report=None, json_output=json_output, verbose=verbose)
-    if results.run_id != record.run_id:
+    if record.command == NIGHTLY:
+        run_id = resume_night(settings, record.options, json_output=json_output, verbose=verbose)
+    else:
+        run_id = run_dedup(settings, report=None, json_output=json_output, verbose=verbose).run_id
+    if run_id != record.run_id:
         with Workspace(folder, what="a resume") as opened:
             remove_record(opened, record.run_id)
         click.echo(
-            f"decisions or the embedder have changed since: run {record.run_id} went on as {results.run_id}", err=True
+            f"decisions, the embedder or the night before have changed since: run {record.run_id} went on as {run_id}",
+            err=True,
         )
+
+
+@command.command()
+@click.argument("run")
+@_shared_options
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def restore(*, run: str, workspace: Path, json_output: bool, dry_run: bool, yes: bool) -> None:
+    """Make the night RUN the one that counts: later nights are undone, and the next night builds on it.
+
+    Lookups answer from the index that is current: `neardup index rollback` or `index build --promote` moves that.
+    """
+    from batch_jobs.nights import current_night, night_of_run, require_whole, restore_night
+    from batch_jobs.run_diff import diff_runs
+    from batch_jobs.run_records import find_record
+    from batch_jobs.workspace import Workspace, required_folder
+    from cli.run_sections import describe_diff
+
+    if json_output and not (dry_run or yes):
+        raise click.UsageError("--json asks nothing; add --dry-run or --yes")
+    folder = required_folder(workspace)
+    with Workspace(folder, what="going back to a night") as opened:
+        night, current = night_of_run(folder, find_record(folder, run).run_id), current_night(folder)
+        if night is None or current is None:
+            raise click.UsageError(f"run {run} is no night; `neardup index build --run {run}` makes an index of it")
+        if night == current:
+            raise click.UsageError(f"night {night.number} (run {night.run_id}) counts already")
+        require_whole(folder, night)
+        found = diff_runs(folder, find_record(folder, current.run_id), find_record(folder, night.run_id))
+        if not json_output:
+            click.echo(f"from night {current.number} ({current.run_id}) to night {night.number} ({night.run_id})")
+            _show(describe_diff(found))
+        if not dry_run:
+            if not yes:
+                click.confirm(f"Make night {night.number} the one that counts?", abort=True)
+            restore_night(opened, night)
+    if json_output:
+        click.echo(json.dumps({"run_id": night.run_id, "number": night.number, "dry_run": dry_run, **found.counts()}))
+    elif not dry_run:
+        click.echo(f"night {night.number} counts; `neardup index build --promote` makes lookups answer from it")
 
 
 @command.command()
@@ -206,6 +252,7 @@ def _listed(record: RunRecord, state: str) -> dict[str, Any]:
         "finished_at": record.finished_at,
         "last_step": record.steps[-1].step if record.steps else None,
         "parent": record.parent,
+        "night": record.results.get("number"),
         "results": record.results,
     }
 
@@ -219,6 +266,7 @@ def _line(record: RunRecord, state: str) -> tuple[str, ...]:
     return (
         record.run_id,
         state,
+        str(record.results.get("number", "")),
         record.started_at[:19].replace("T", " "),
         f"{sum(record.seconds.values()):,.1f}" if record.seconds else "",
         *counts,

@@ -51,6 +51,9 @@ same command goes on where it was, and no image is registered or counted twice.
     show_default=True,
     help="Drop an image id of a table or topic that comes again.",
 )
+@click.option(
+    "--files-per-batch", type=click.IntRange(1), default=1024, show_default=True, help="Files or messages, at most."
+)
 @click.option("--max-mib", type=click.IntRange(1), default=32, show_default=True, help="Largest image file, in MiB.")
 @click.option(
     "--max-megapixels", type=click.IntRange(1), default=50, show_default=True, help="Largest image, in million pixels."

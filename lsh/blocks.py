@@ -9,7 +9,7 @@ Source of the idea: Gusev and Xu, arXiv 2209.08433, section 4 (inverted index of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,49 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
 
     Raises FormatError for damaged blocks, and for two blocks that give one doc different sketches.
     """
-    decoded = [_decode_term_block(block) for block in blocks]
+    return _merged([_decode_term_block(block) for block in blocks])
+
+
+def join_term_blocks(
+    known: Iterable[FrameBytes], new: Sequence[FrameBytes], *, removed_docs: NDArray[np.uint64]
+) -> TermPostings:
+    """The postings of the `new` blocks, and those of `known` ones that share a term with them.
+
+    Known blocks are walked one at a time and not sorted again, so what no new doc shares costs its decoding alone.
+    Postings of `removed_docs` `(m,)`, ascending, are left out of the known blocks. Raises FormatError as
+    `decode_term_blocks` does.
+    """
+    added = decode_term_blocks(new)
+    terms = added.terms[starts_of_runs(added.terms)]
+    shared = [_restricted(_decode_term_block(block), terms, removed_docs) for block in known]
+    return _merged([*(part for part in shared if part.terms.size), added])
+
+
+def _restricted(postings: TermPostings, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
+    """The postings of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
+    kept = _positions_of_terms(postings.terms, terms)
+    rows, row_of_posting = np.unique(postings.doc_rows[kept], return_inverse=True)
+    is_removed = _is_in_sorted(postings.docs[rows], removed_docs)
+    is_kept = ~is_removed[row_of_posting]
+    new_row = np.cumsum(~is_removed) - 1
+    rows = rows[~is_removed]
+    return TermPostings(
+        postings.terms[kept[is_kept]],
+        new_row[row_of_posting[is_kept]],
+        postings.docs[rows],
+        postings.sketches[rows],
+    )
+
+
+def _is_in_sorted(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    if not among.size:
+        return np.zeros(values.size, dtype=np.bool_)
+    places = np.minimum(np.searchsorted(among, values), among.size - 1)
+    return among[places] == values  # type: ignore[no-any-return]
+
+
+def _merged(decoded: Sequence[TermPostings]) -> TermPostings:
+    """Postings of several blocks as one: distinct, sorted, with each doc once."""
     if not decoded:
         no_words = np.empty(0, dtype=np.uint64)
         return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words.reshape(0, 1))
@@ -217,6 +259,21 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
     for i in range(terms.size):
         partitions[i] = np.uint16(mix64(terms[i]) % np.uint64(num_partitions))
     return partitions
+
+
+@njit(cache=True, nogil=True)
+def _positions_of_terms(terms: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct."""
+    positions = np.empty(terms.size, np.int64)
+    found = j = 0
+    for i in range(terms.size):
+        while j < wanted.size and wanted[j] < terms[i]:
+            j += 1
+        if j == wanted.size:
+            break
+        positions[found] = i
+        found += wanted[j] == terms[i]
+    return positions[:found].copy()
 
 
 @njit(cache=True, nogil=True)

@@ -3,6 +3,9 @@
 A reduce task of the blocked shuffle runs this on its merged postings. A bucket's pairs depend on nothing but its term,
 its docs and their sketches, so the candidates are the same however the terms are spread over partitions.
 
+With `first_new_doc` only pairs with a new doc are made. Docs are given in ascending order, so the new docs of a bucket
+are its last, and a pair has a new doc where its right one is new; pairs of known docs were made when those were new.
+
 An oversized bucket (memes, blank images) would ask for a quadratic number of pairs. There, docs of equal sketch are
 paired only with the first of them, and the firsts with one another if they are few enough, otherwise with `num_sampled`
 members that a mix of term and doc selects. What was not compared is counted in `num_cut_pairs`.
@@ -62,7 +65,7 @@ class CandidateParams:
 class Candidates:
     """Distinct `pairs` `(m, 2)` uint64 docs, left below right, ascending; `shared_terms` `(m,)` uint32; and counts.
 
-    `num_cut_pairs` counts, over the oversized buckets, the pairs of docs that were never compared there.
+    `num_cut_pairs` counts, over the oversized buckets, the pairs with a new doc that were never compared there.
     """
 
     pairs: NDArray[np.uint64]
@@ -73,8 +76,8 @@ class Candidates:
     num_cut_pairs: int
 
 
-def candidate_pairs(postings: TermPostings, params: CandidateParams) -> Candidates:
-    """Every pair that shares a term and has a sketch distance of at most `max_sketch_distance`.
+def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
+    """Every pair that shares a term, has a sketch distance of at most `max_sketch_distance` and a doc that is new.
 
     Memory stays near that of the distinct pairs: keys of pairs are tallied whenever a chunk of buckets is full.
     """
@@ -86,15 +89,16 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams) -> Candidat
     bounds = np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size)
     sizes = np.diff(bounds)
     oversized = np.flatnonzero(sizes > params.max_bucket_size)
+    first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
     tally = _PairTally()
-    for keys in _regular_keys(postings, bounds, params):
+    for keys in _regular_keys(postings, bounds, params, first_new_row):
         tally.add(keys)
     num_cut_pairs = 0
     for bucket in oversized.tolist():
-        split = _split_oversized(postings, int(bounds[bucket]), int(bounds[bucket + 1]), params)
+        split = _split_oversized(postings, int(bounds[bucket]), int(bounds[bucket + 1]), params, first_new_row)
         num_cut_pairs += split.num_cut_pairs
-        for keys in _oversized_keys(split, postings.sketches, params):
-            tally.add(keys)
+        for keys in _oversized_keys(split, postings.sketches, params, first_new_row):
+            tally.add(keys[(keys & _LOW_ROW) >= np.uint64(first_new_row)])
     keys, shared_terms = tally.total()
     left_rows, right_rows = (keys >> _ROW_BITS).astype(np.int64), (keys & _LOW_ROW).astype(np.int64)
     return Candidates(
@@ -107,7 +111,7 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams) -> Candidat
     )
 
 
-def brute_force_candidates(postings: TermPostings, params: CandidateParams) -> Candidates:
+def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
     """The slow twin of `candidate_pairs`: plain Python over sets, for tests and for reading."""
     sketch_of = {
         doc: sum(word << BITS_PER_SKETCH * position for position, word in enumerate(words))
@@ -119,10 +123,11 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams) -> C
     shared_terms: dict[tuple[int, int], int] = {}
     num_cut_pairs = 0
     for term, docs in buckets.items():
-        compared = set(combinations(docs, 2))
+        wanted = {pair for pair in combinations(docs, 2) if pair[1] >= first_new_doc}
+        compared = wanted
         if len(docs) > params.max_bucket_size:
-            compared = _brute_force_oversized(term, docs, sketch_of, params)
-            num_cut_pairs += len(docs) * (len(docs) - 1) // 2 - len(compared)
+            compared = wanted & _brute_force_oversized(term, docs, sketch_of, params)
+            num_cut_pairs += len(wanted) - len(compared)
         for left, right in compared:
             if (sketch_of[left] ^ sketch_of[right]).bit_count() <= params.max_sketch_distance:
                 shared_terms[left, right] = shared_terms.get((left, right), 0) + 1
@@ -180,7 +185,7 @@ class _PairTally:
 
 
 def _regular_keys(
-    postings: TermPostings, bounds: NDArray[np.int64], params: CandidateParams
+    postings: TermPostings, bounds: NDArray[np.int64], params: CandidateParams, first_new_row: int
 ) -> Iterator[NDArray[np.uint64]]:
     """Keys of the pairs of all buckets that are not oversized, in chunks; a pair repeats once for each shared term."""
     sizes = np.diff(bounds)
@@ -199,6 +204,7 @@ def _regular_keys(
             postings.doc_rows,
             postings.sketches,
             params.max_sketch_distance,
+            first_new_row,
             keys,
         )
         yield keys[:num_keys]
@@ -218,7 +224,9 @@ class _OversizedSplit:
     num_cut_pairs: int
 
 
-def _split_oversized(postings: TermPostings, start: int, end: int, params: CandidateParams) -> _OversizedSplit:
+def _split_oversized(
+    postings: TermPostings, start: int, end: int, params: CandidateParams, first_new_row: int
+) -> _OversizedSplit:
     rows = postings.doc_rows[start:end]
     # Packed words compare several times faster than rows of words.
     packed = np.ascontiguousarray(postings.sketches[rows]).view(f"V{8 * postings.sketches.shape[1]}").ravel()
@@ -227,29 +235,42 @@ def _split_oversized(postings: TermPostings, start: int, end: int, params: Candi
     is_chained = first_of_row != np.arange(rows.size)
     firsts = rows[~is_chained]
     sampled = None
-    num_compared = rows.size - firsts.size + firsts.size * (firsts.size - 1) // 2
+    chained = rows[is_chained]
+    num_compared = int((chained >= first_new_row).sum()) + _num_new_pairs(firsts, first_new_row)
     if firsts.size > params.max_bucket_size:
         ranks = _mixed(postings.docs[firsts], postings.terms[start])
-        sampled = np.sort(firsts[np.argsort(ranks)[: params.num_sampled]])
-        num_unsampled = firsts.size - sampled.size
-        num_compared -= num_unsampled * (num_unsampled - 1) // 2
+        by_rank = firsts[np.argsort(ranks)]
+        sampled = np.sort(by_rank[: params.num_sampled])
+        num_compared -= _num_new_pairs(by_rank[params.num_sampled :], first_new_row)
     return _OversizedSplit(
         chained_firsts=rows[first_of_row[is_chained]],
-        chained=rows[is_chained],
+        chained=chained,
         firsts=firsts,
         sampled=sampled,
-        num_cut_pairs=rows.size * (rows.size - 1) // 2 - num_compared,
+        num_cut_pairs=_num_new_pairs(rows, first_new_row) - num_compared,
     )
 
 
+def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:
+    """How many pairs of distinct rows have a new one: those of all rows without those of the known.
+
+    >>> _num_new_pairs(np.array([3, 5, 7]), 7), _num_new_pairs(np.array([3, 5, 7]), 0)
+    (2, 3)
+    """
+    num_known = int((rows < first_new_row).sum())
+    return (rows.size * (rows.size - 1) - num_known * (num_known - 1)) // 2
+
+
 def _oversized_keys(
-    split: _OversizedSplit, sketches: NDArray[np.uint64], params: CandidateParams
+    split: _OversizedSplit, sketches: NDArray[np.uint64], params: CandidateParams, first_new_row: int
 ) -> Iterator[NDArray[np.uint64]]:
     yield (split.chained_firsts.astype(np.uint64) << _ROW_BITS) | split.chained.astype(np.uint64)
     if split.sampled is None:
         keys = np.empty(split.firsts.size**2 // 2 + 1, dtype=np.uint64)
         whole = np.array([0, split.firsts.size])
-        _, num_keys = _pair_buckets(whole[:1], whole[1:], 0, split.firsts, sketches, params.max_sketch_distance, keys)
+        _, num_keys = _pair_buckets(
+            whole[:1], whole[1:], 0, split.firsts, sketches, params.max_sketch_distance, first_new_row, keys
+        )
         yield keys[:num_keys]
         return
     keys = np.empty(_MIN_KEYS_PER_CHUNK, dtype=np.uint64)
@@ -300,6 +321,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     doc_rows: NDArray[np.int64],
     sketches: NDArray[np.uint64],
     max_distance: int,
+    first_new_row: int,
     keys: NDArray[np.uint64],
 ) -> tuple[int, int]:
     """Fills `keys` from as many buckets as surely fit; returns the bucket to go on with and the number of keys."""
@@ -316,10 +338,12 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
         for i in range(size):
             for word in range(len(words)):
                 words[word, i] = sketches[rows[i], word]
+        num_known = np.searchsorted(rows, first_new_row)
         for i in range(size):
-            _distances(words, i, size, distances)
+            first = i + 1 if i + 1 > num_known else num_known
+            _distances(words, i, first, size, distances)
             high_row = np.uint64(rows[i]) << _ROW_BITS
-            for j in range(i + 1, size):
+            for j in range(first, size):
                 # Storing first and counting after keeps the loop free of a branch that nobody can predict.
                 keys[num_keys] = high_row | np.uint64(rows[j])
                 num_keys += distances[j] <= limit
@@ -328,13 +352,13 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
 
 
 @njit(cache=True, nogil=True)
-def _distances(words: NDArray[np.uint64], i: int, size: int, distances: NDArray[np.uint64]) -> None:
-    """Fills `distances[i + 1 : size]` with those of doc `i`; `words` is `(words_per_sketch, docs)`."""
-    for j in range(i + 1, size):
+def _distances(words: NDArray[np.uint64], i: int, first: int, size: int, distances: NDArray[np.uint64]) -> None:
+    """Fills `distances[first:size]` with those of doc `i`; `words` is `(words_per_sketch, docs)`."""
+    for j in range(first, size):
         distances[j] = count_ones(words[0, i] ^ words[0, j])
     for word in range(1, len(words)):
         of_doc, of_all = words[word, i], words[word]
-        for j in range(i + 1, size):
+        for j in range(first, size):
             distances[j] += count_ones(of_doc ^ of_all[j])
 
 

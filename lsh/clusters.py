@@ -4,6 +4,10 @@ Transitive closure would join a cat to a dog over a chain of small changes. So, 
 with the most remaining matches (on a tie the better one) becomes canonical and takes the images that match it. In the
 end every member moves to the canonical that it matches best: an early canonical does not keep what a later one fits.
 
+An update keeps what users rely on. Canonicals are found in three waves: among those that were canonical, among the
+members whose canonical is gone, among the new nodes. The nodes of a wave that match no canonical yet are cut among
+themselves; then every node without a canonical joins the best.
+
 Source: Gusev and Xu, arXiv 2209.08433, section 3.3 (transitive closure, then a greedy k-cut).
 """
 
@@ -41,6 +45,68 @@ def greedy_cut(
     Then each other node joins the neighbouring canonical of highest score, on a tie that of lowest rank.
     Raises ParameterError for loops, repeated edges, NaN scores and nodes out of range.
     """
+    graph = _graph(num_nodes, lefts, rights, scores, quality_rank)
+    order = np.argsort(quality_rank, kind="stable")
+    is_canonical = _greedy_cut(graph.offsets, graph.neighbours, order)
+    return Clusters(*_join_best(*graph.arrays, order, is_canonical, np.full(num_nodes, -1)))
+
+
+def updated_cut(
+    num_nodes: int,
+    lefts: NDArray[np.int64],
+    rights: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    quality_rank: NDArray[np.int64],
+    *,
+    before: NDArray[np.int64],
+    is_new: NDArray[np.bool_],
+) -> Clusters:
+    """The clusters of a graph that has grown and shrunk since it was cut, in `O(E log V)`.
+
+    `before` `(num_nodes,)` is each known node's canonical then, itself for one that stood alone, -1 where it is gone;
+    `is_new` `(num_nodes,)` marks nodes that were not there. A canonical stays one, and keeps the members that still
+    match it. Members without their canonical, then new nodes, join the canonical of highest score, on a tie that of
+    lowest number; those that match none are cut among themselves by the rule of `greedy_cut`. Two old canonicals
+    that match now (nobody but a decision by hand makes them) are cut by that rule as well.
+    Raises ParameterError as `greedy_cut` does.
+    """
+    graph = _graph(num_nodes, lefts, rights, scores, quality_rank)
+    if before.shape != (num_nodes,) or is_new.shape != (num_nodes,):
+        raise ParameterError(f"before {before.shape} and is_new {is_new.shape} must be ({num_nodes},)")
+    if before.size and not -1 <= int(before.min()) <= int(before.max()) < num_nodes:
+        raise ParameterError(f"before holds {int(before.min())}..{int(before.max())}, out of range -1..{num_nodes - 1}")
+    nodes = np.arange(num_nodes)
+    was_canonical = (before == nodes) & ~is_new
+    is_canonical = np.zeros(num_nodes, dtype=np.bool_)
+    _cut_undecided(graph, was_canonical, quality_rank, is_canonical)
+    settled = np.where(is_new | was_canonical, -1, before)
+    settled[(settled >= 0) & ~is_canonical[settled]] = -1
+    settled = _still_matched(graph.offsets, graph.neighbours, settled)
+    _cut_undecided(graph, ~is_new & ~was_canonical & (settled < 0), quality_rank, is_canonical)
+    _cut_undecided(graph, is_new, quality_rank, is_canonical)
+    return Clusters(*_join_best(*graph.arrays, nodes, is_canonical, settled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    """The CSR arrays of `_adjacency`."""
+
+    offsets: NDArray[np.int64]
+    neighbours: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        return self.offsets, self.neighbours, self.scores
+
+
+def _graph(
+    num_nodes: int,
+    lefts: NDArray[np.int64],
+    rights: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    quality_rank: NDArray[np.int64],
+) -> _Graph:
     lefts, rights = checked_edges(num_nodes, lefts, rights)
     if scores.shape != lefts.shape or quality_rank.shape != (num_nodes,):
         raise ParameterError(
@@ -50,13 +116,21 @@ def greedy_cut(
         raise ParameterError(f"score of edge {int(np.argmax(np.isnan(scores)))} is NaN; drop that match")
     if np.any(lefts == rights):
         raise ParameterError(f"node {lefts[lefts == rights][0]} is matched with itself; drop that match")
-    offsets, neighbours, neighbour_scores = _adjacency(num_nodes, lefts, rights, scores.astype(np.float32, copy=False))
-    repeated = int(_node_with_repeated_edge(offsets, neighbours))
+    graph = _Graph(*_adjacency(num_nodes, lefts, rights, scores.astype(np.float32, copy=False)))
+    repeated = int(_node_with_repeated_edge(graph.offsets, graph.neighbours))
     if repeated >= 0:
         raise ParameterError(f"node {repeated} has two edges to one neighbour; give each pair once")
-    order = np.argsort(quality_rank, kind="stable")
-    is_canonical = _greedy_cut(offsets, neighbours, order)
-    return Clusters(*_join_best(offsets, neighbours, neighbour_scores, order, is_canonical))
+    return graph
+
+
+def _cut_undecided(
+    graph: _Graph, wave: NDArray[np.bool_], quality_rank: NDArray[np.int64], is_canonical: NDArray[np.bool_]
+) -> None:
+    """Adds to `is_canonical` those of the greedy cut among the nodes of `wave` that match no canonical yet."""
+    nodes = np.flatnonzero(wave & ~_matches_any(graph.offsets, graph.neighbours, is_canonical))
+    lefts, rights = _edges_among(graph.offsets, graph.neighbours, nodes)
+    offsets, neighbours, _ = _adjacency(nodes.size, lefts, rights, np.ones(lefts.size, np.float32))
+    is_canonical[nodes] = _greedy_cut(offsets, neighbours, np.argsort(quality_rank[nodes], kind="stable"))
 
 
 @njit(cache=True, nogil=True)
@@ -137,14 +211,18 @@ def _greedy_cut(
 
 
 @njit(cache=True, nogil=True)
-def _join_best(
+def _join_best(  # noqa: PLR0917 - numba kernels take their arrays one by one
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
     neighbour_scores: NDArray[np.float32],
     order: NDArray[np.int64],
     is_canonical: NDArray[np.bool_],
+    settled: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each node's best neighbouring canonical and its score with it; every node that is none has at least one."""
+    """Each node's best neighbouring canonical, or the one it has `settled` on, and its score with it.
+
+    Every node that is no canonical has a neighbour that is one; -1 in `settled` leaves the choice. Ties go by `order`.
+    """
     rank_of = np.empty(order.size, np.int64)
     rank_of[order] = np.arange(order.size)
     canonical = np.arange(order.size)
@@ -154,7 +232,7 @@ def _join_best(
             continue
         best = -1
         for i in range(offsets[node], offsets[node + 1]):
-            if not is_canonical[neighbours[i]]:
+            if not is_canonical[neighbours[i]] or (settled[node] >= 0 and settled[node] != neighbours[i]):
                 continue
             is_better = best < 0 or neighbour_scores[i] > neighbour_scores[best]
             is_tie = best >= 0 and neighbour_scores[i] == neighbour_scores[best]
@@ -181,3 +259,50 @@ def _replace_top(heap: NDArray[np.int64], size: int, key: int) -> None:
         position = child
     if size:
         heap[position] = key
+
+
+@njit(cache=True, nogil=True)
+def _matches_any(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], is_canonical: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which nodes have a neighbour that is canonical."""
+    matches = np.zeros(is_canonical.size, np.bool_)
+    for node in range(is_canonical.size):
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            if is_canonical[neighbour]:
+                matches[node] = True
+                break
+    return matches
+
+
+@njit(cache=True, nogil=True)
+def _still_matched(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], settled: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`settled` with -1 for nodes that do not neighbour what they settled on."""
+    kept = np.full(settled.size, -1)
+    for node in range(settled.size):
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            if neighbour == settled[node]:
+                kept[node] = settled[node]
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def _edges_among(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], nodes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each edge between two of `nodes`, ascending, once, as positions in `nodes`."""
+    position_of = np.full(offsets.size - 1, -1)
+    num_ends = 0
+    for i in range(nodes.size):
+        position_of[nodes[i]] = i
+        num_ends += offsets[nodes[i] + 1] - offsets[nodes[i]]
+    lefts, rights = np.empty(num_ends, np.int64), np.empty(num_ends, np.int64)
+    num_edges = 0
+    for i in range(nodes.size):
+        for neighbour in neighbours[offsets[nodes[i]] : offsets[nodes[i] + 1]]:
+            if position_of[neighbour] > i:
+                lefts[num_edges], rights[num_edges] = i, position_of[neighbour]
+                num_edges += 1
+    return lefts[:num_edges], rights[:num_edges]

@@ -187,6 +187,8 @@ def test_a_packed_environment_is_all_that_the_workers_need(
     engines.submit(
         "--archives",
         f"{packed_environment(tmp_path)}#environment",
+        "--conf",
+        "spark.executorEnv.NUMBA_CACHE_DIR=kernels",
         REPOSITORY / "batch_jobs" / "pipeline.py",
         "--source",
         given,
@@ -219,6 +221,6 @@ def test_a_killed_driver_goes_on_where_it_was(
     run = engines.start(given, workspace)
     while run.poll() is None and not engines.cluster.python_workers():
         time.sleep(0.05)
-    assert disturb(run, engines.cluster, Victim.DRIVER, moment_s=0.0, pick=0)
+    assert disturb(run, engines.cluster, Victim.DRIVER, moment_s=0.0, pick=1)
     assert finish(lambda: engines.start(given, workspace, master="local[*]"), run) == 1
     assert table_digests(workspace) == given_tables

@@ -22,7 +22,7 @@ SHARED_TERMS = np.array([1, 3, 8], dtype=np.uint32)
 
 def selected(selection: Selection, *, codes: Path) -> list[tuple[int, int, float, float, int]]:
     blocks = pa.table({"block": [encode_pair_block(PAIRS, SHARED_TERMS)]})
-    table = verify_blocks(blocks, codes=str(codes), selection=selection, docs_per_range=4)
+    table = verify_blocks(blocks, codes=(str(codes),), selection=selection, docs_per_range=4)
     rows = table.filter(pa.compute.is_null(table["histogram"])).to_pylist()
     return [(row["left_doc"], row["right_doc"], row["similarity"], row["score"], row["shared_terms"]) for row in rows]
 
@@ -98,7 +98,7 @@ def test_the_overlap_of_equal_signatures_is_one() -> None:
 
 def test_codes_are_read_by_range_in_the_order_of_docs(codes: Path) -> None:
     """Only docs of the range come back, with their rows."""
-    docs, rows = read_codes(str(codes), 1, dim=2, docs_per_range=2)
+    docs, rows = read_codes((str(codes),), 1, dim=2, docs_per_range=2)
 
     assert docs.tolist() == [2, 3]
     assert rows.tolist() == [[100, 0], [0, 100]]

@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs.errors import SourceError
-from batch_jobs.sources import SourceKind, open_source, read_image_bytes
+from batch_jobs.sources import (
+    SourceKind,
+    embedding_states,
+    file_state,
+    list_source,
+    open_source,
+    read_embeddings,
+    read_image_bytes,
+)
 from embed.decoding import ImageRejected, RejectReason
 
 
@@ -152,3 +160,78 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ImageRejected) as caught:
         read_image_bytes(str(tmp_path / "large"), root=str(tmp_path), max_bytes=4)
     assert caught.value.reason is RejectReason.TOO_MANY_BYTES
+
+
+def test_large_arrays_are_mapped_small_and_compressed_ones_read(tmp_path: Path) -> None:
+    """A file of more than a mebibyte of rows is read where it lies, and holds what numpy wrote, compressed or not."""
+    rows = np.random.default_rng(0).normal(size=(9000, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    arrays = {"image_ids": np.arange(9000).astype(np.str_), "embeddings": rows, "digest": np.array("x")}
+    np.savez(tmp_path / "stored.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(tmp_path / "compressed.npz", **arrays)  # type: ignore[arg-type]
+    stored, compressed = (read_embeddings(tmp_path / f"{name}.npz") for name in ("stored", "compressed"))
+    assert isinstance(stored.embeddings, np.memmap)
+    assert not isinstance(compressed.embeddings, np.memmap)
+    for given in (stored, compressed):
+        np.testing.assert_array_equal(given.embeddings, rows)
+        np.testing.assert_array_equal(given.image_ids, arrays["image_ids"])
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    """An array of Python objects is refused, large enough to be mapped or not."""
+    for size in (2, 200_000):
+        path = write_npz(tmp_path / f"{size}.npz", image_ids=np.array([{}] * size, dtype=object))
+        with pytest.raises(SourceError, match=r"not an \.npz with"):
+            read_embeddings(path)
+
+
+def test_a_file_written_again_is_read_again(tmp_path: Path) -> None:
+    """What was checked once is not taken for what is there now."""
+    rows = np.eye(4, dtype=np.float32)
+    for count in (2, 3):
+        path = write_npz(
+            tmp_path / "e.npz",
+            image_ids=np.arange(count).astype(np.str_),
+            embeddings=rows[:count],
+            digest=np.array("x"),
+        )
+        assert len(read_embeddings(path).image_ids) == count
+
+
+def test_embedding_states_change_with_any_bit() -> None:
+    """Equal rows have equal states, in any batch; a flipped sign, also two, or the least bit give another."""
+    row = np.random.default_rng(0).normal(size=256).astype(np.float32)
+    changed = np.repeat(row[None], 6, axis=0)
+    changed[1, 0] *= -1
+    changed[2, [3, 5]] *= -1
+    changed[3, 255] = np.nextafter(row[255], np.float32(9))
+    changed[4] = row[::-1]
+    states = embedding_states(changed)
+    assert len(set(states[:5].tolist())) == 5
+    assert states[5] == states[0] == embedding_states(row[None])[0]
+
+
+def test_a_listing_has_the_state_of_each_file(tmp_path: Path) -> None:
+    """Writing a file again, or another size at the same time, changes its state and no other's."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (1, 1))
+    first = list_source(open_source(str(tmp_path)))
+    assert first["image_id"].to_pylist() == ["a", "b", "c"]
+    os.utime(tmp_path / "b", (2, 2))
+    (tmp_path / "c").write_text("xy")
+    os.utime(tmp_path / "c", (1, 1))
+    second = list_source(open_source(str(tmp_path)))
+    is_same = np.equal(first["state"].to_numpy(), second["state"].to_numpy())
+    assert is_same.tolist() == [True, False, False]
+    assert file_state(str(tmp_path / "missing")) == -1
+
+
+def test_images_of_a_table_have_the_state_of_its_file(tmp_path: Path) -> None:
+    """A table that grows by a file leaves the states of the others."""
+    for name, image_id in (("a", "x"), ("b", "y")):
+        pq.write_table(pa.table({"image_id": [image_id], "content": [b"1"]}), tmp_path / f"{name}.parquet")
+    table = tmp_path.rename(tmp_path.with_suffix(".parquet"))
+    listing = list_source(open_source(str(table)))
+    assert listing["image_id"].to_pylist() == ["x", "y"]
+    assert listing["state"].to_pylist() == [file_state(str(table / f"{name}.parquet")) for name in ("a", "b")]

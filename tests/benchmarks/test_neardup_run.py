@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 
-from benchmarks.neardup_run import SAMPLE_INTERVAL_S, PeakMemory, run_neardup
+from benchmarks.neardup_run import SAMPLE_INTERVAL_S, ResourceUse, run_neardup
 
 pytest.importorskip("psutil", reason="process trees are measured with psutil")
 
@@ -20,7 +20,7 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!
 def test_the_peak_counts_what_a_process_and_its_children_hold() -> None:
     """Memory that only a grandchild holds is in the peak."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
-        memory = PeakMemory(parent.pid)
+        memory = ResourceUse(parent.pid)
         memory.start()
         try:
             assert parent.stdout is not None
@@ -32,6 +32,7 @@ def test_the_peak_counts_what_a_process_and_its_children_hold() -> None:
                 process.kill()
     assert 96 * MIB < memory.peak_bytes < 300 * MIB
     assert memory.kind in {"pss", "rss"}
+    assert 0.0 < memory.cpu_s < 60.0
 
 
 def test_a_failed_run_is_an_error_that_names_the_arguments_and_the_exit_code() -> None:

@@ -249,6 +249,38 @@ def test_interrupted_in_any_stage_it_goes_on_to_the_same_result(
 
 
 @pytest.mark.spark
+def test_killed_it_is_listed_and_resumed(
+    embeddings_file: Path, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run is refused with who holds the workspace; after SIGKILL the first is finished by `runs resume`."""
+    workspace = tmp_path / "ws"
+    monkeypatch.chdir(embeddings_file.parent)
+    arguments = ("dedup", embeddings_file.name, "--workspace", str(workspace), "--min-score", "0.8", "-v")
+    process = started_until("select", arguments)
+    process.send_signal(signal.SIGSTOP)  # it must not be finished when the others look
+    try:
+        listed = json.loads(neardup("runs", "list", "--workspace", workspace, "--json").stdout)["runs"]
+        second = neardup(*arguments)
+    finally:
+        process.kill()
+        process.communicate(timeout=TIMEOUT_S)
+    assert [one["state"] for one in listed] == ["running"]
+    assert second.returncode == ExitCode.WORKSPACE
+    assert f"in use by run {listed[0]['run_id']} of {embeddings_file} (host " in second.stderr
+    assert f"process {process.pid}," in second.stderr
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(neardup("runs", "list", "--workspace", workspace, "--json").stdout)["runs"]
+    assert [one["state"] for one in listed] == ["unfinished after candidates"]
+    resumed = neardup("runs", "resume", "--workspace", workspace, "--json")
+    assert resumed.returncode == ExitCode.OK, resumed.stderr
+    result = json.loads(resumed.stdout)
+    assert result["run_id"] == listed[0]["run_id"]
+    for name in ("clusters_csv", "clusters_jsonl"):
+        assert Path(result["outputs"][name]).read_bytes() == Path(undisturbed["outputs"][name]).read_bytes()
+    assert neardup("runs", "resume", "--workspace", workspace).returncode == ExitCode.USAGE
+
+
+@pytest.mark.spark
 @pytest.mark.tensorflow
 def test_interrupted_while_images_are_read_it_goes_on(
     images_result: dict[str, Any], tiny_embedder: str, tmp_path: Path
@@ -266,20 +298,24 @@ def test_interrupted_while_images_are_read_it_goes_on(
 
 def interrupted_in(stage: str, arguments: tuple[str, ...]) -> tuple[int, str]:
     """Run `neardup`, send SIGINT shortly after `stage` has started; its exit status and standard error."""
+    process = started_until(stage, arguments)
+    time.sleep(0.4 if stage != "report" else 0.0)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, rest
+
+
+def started_until(stage: str, arguments: tuple[str, ...]) -> subprocess.Popen[str]:
+    """`neardup` in a process of its own that has just started `stage`."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the child of a background job would ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    lines = []
     for line in process.stderr:
-        lines.append(line)
         if line == f"{stage}: started\n":
             break
-    time.sleep(0.4 if stage != "report" else 0.0)
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, "".join(lines) + rest
+    return process
 
 
 def test_the_digest_of_a_run_names_its_embedder(images_result: dict[str, Any], tiny_embedder: str) -> None:

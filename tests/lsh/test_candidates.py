@@ -61,6 +61,29 @@ def test_candidates_equal_brute_force(  # noqa: PLR0917 - hypothesis gives them 
     assert_same(candidate_pairs(postings, params), brute_force_candidates(postings, params))
 
 
+@given(
+    st.integers(0, 40),
+    st.integers(0, 130),
+    st.integers(1, 6),
+    st.integers(1, 20),
+    st.integers(0, 2**32 - 1),
+    RANDOM_PARAMS,
+)
+def test_candidates_with_a_new_doc_equal_brute_force(  # noqa: PLR0917 - hypothesis gives them in this order
+    num_docs: int, first_new_doc: int, num_terms: int, num_sketches: int, seed: int, params: CandidateParams
+) -> None:
+    """Only pairs whose right doc is new, with their shared terms and counts, wherever the new docs begin."""
+    rng = np.random.default_rng(seed)
+    terms = rng.integers(0, num_terms, (num_docs, 3), dtype=np.uint64)
+    sketches = rng.choice(rng.integers(0, 2**64, (num_sketches, 2), dtype=np.uint64), num_docs)
+    postings = make_postings(terms, sketches)
+
+    assert_same(
+        candidate_pairs(postings, params, first_new_doc=first_new_doc),
+        brute_force_candidates(postings, params, first_new_doc=first_new_doc),
+    )
+
+
 def test_pairs_are_found_exactly_up_to_the_sketch_distance() -> None:
     """Docs that share a bucket are paired at the largest allowed distance and not one bit beyond."""
     sketches = np.array([0, 2**26 - 1, 2**27 - 1], dtype=np.uint64)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsh.clusters import Clusters, greedy_cut
+from lsh.clusters import Clusters, greedy_cut, updated_cut
 from lsh.components import connected_components
 from lsh.errors import ParameterError
 
@@ -147,3 +147,129 @@ def test_graphs_that_cannot_be_cut_raise() -> None:
         greedy_cut(3, np.array([0]), np.array([1]), half * np.nan, ranks)
     with pytest.raises(ParameterError, match="must be"):
         greedy_cut(3, np.array([0]), np.array([1]), half, ranks[:2])
+
+
+GONE = -1
+
+
+def update(num_nodes: int, edges: Edges, quality_rank: list[int], *, before: list[int], is_new: list[bool]) -> Clusters:
+    lefts, rights = np.array(list(edges), dtype=np.int64).reshape(-1, 2).T
+    return updated_cut(
+        num_nodes,
+        lefts,
+        rights,
+        np.array(list(edges.values()), np.float32),
+        np.array(quality_rank),
+        before=np.array(before, np.int64),
+        is_new=np.array(is_new, np.bool_),
+    )
+
+
+def slow_update(
+    num_nodes: int, edges: Edges, quality_rank: list[int], *, before: list[int], is_new: list[bool]
+) -> tuple[list[int], list[float]]:
+    """The slow twin: the definition, with sets."""
+    scores = {**edges, **{(right, left): score for (left, right), score in edges.items()}}
+    neighbours = [{other for other in range(num_nodes) if (node, other) in scores} for node in range(num_nodes)]
+    canonicals: set[int] = set()
+
+    def cut_undecided(wave: set[int]) -> None:
+        remaining = {node for node in wave if not neighbours[node] & canonicals}
+        while remaining:
+            best = min(remaining, key=lambda node: (-len(neighbours[node] & remaining), quality_rank[node], node))
+            canonicals.add(best)
+            remaining -= neighbours[best] | {best}
+
+    known = {node for node in range(num_nodes) if not is_new[node]}
+    old_canonicals = {node for node in known if before[node] == node}
+    cut_undecided(old_canonicals)
+    settled = {node for node in known - old_canonicals if before[node] in canonicals & neighbours[node]}
+    cut_undecided(known - old_canonicals - settled)
+    cut_undecided(set(range(num_nodes)) - known)
+    canonical, score_of = list(range(num_nodes)), [1.0] * num_nodes
+    for node in set(range(num_nodes)) - canonicals:
+        best = (
+            before[node]
+            if node in settled
+            else min(neighbours[node] & canonicals, key=lambda other: (-scores[node, other], other))
+        )
+        canonical[node], score_of[node] = best, scores[node, best]
+    return canonical, score_of
+
+
+@st.composite
+def grown_graphs(draw: st.DrawFn) -> tuple[tuple[int, Edges, list[int]], list[int], list[bool]]:
+    graph = draw(graphs())
+    num_nodes = graph[0]
+    before = draw(st.lists(st.integers(GONE, num_nodes - 1), min_size=num_nodes, max_size=num_nodes))
+    is_new = draw(st.lists(st.booleans(), min_size=num_nodes, max_size=num_nodes))
+    return graph, before, is_new
+
+
+@given(grown_graphs())
+def test_updated_clusters_equal_those_of_the_slow_twin(
+    grown: tuple[tuple[int, Edges, list[int]], list[int], list[bool]],
+) -> None:
+    """An update equals its definition, for any clusters before it, those that decisions by hand have made included."""
+    graph, before, is_new = grown
+    clusters = update(*graph, before=before, is_new=is_new)
+    canonical, score = slow_update(*graph, before=before, is_new=is_new)
+
+    assert clusters.canonical.tolist() == canonical
+    assert clusters.score.tolist() == score
+
+
+@given(graphs())
+def test_an_update_of_nothing_known_is_a_cut(graph: tuple[int, Edges, list[int]]) -> None:
+    """Where all nodes are new the canonicals are those of the greedy cut."""
+    num_nodes = graph[0]
+    clusters = update(*graph, before=[GONE] * num_nodes, is_new=[True] * num_nodes)
+
+    assert set(clusters.canonical.tolist()) == set(cut(*graph).canonical.tolist())
+
+
+@given(graphs())
+def test_an_update_without_changes_changes_nothing(graph: tuple[int, Edges, list[int]]) -> None:
+    """The clusters of a cut stay as they are while nothing is added or removed."""
+    before = cut(*graph)
+    clusters = update(*graph, before=before.canonical.tolist(), is_new=[False] * graph[0])
+
+    assert clusters.canonical.tolist() == before.canonical.tolist()
+    assert clusters.score.tolist() == before.score.tolist()
+
+
+def test_a_canonical_stays_whatever_is_new() -> None:
+    """New images that match an old canonical join it, though a cut would prefer the one with most matches."""
+    edges = {(0, 1): 0.9, (1, 2): 0.9, (1, 3): 0.9}
+    clusters = update(4, edges, [0, 0, 0, 0], before=[0, GONE, GONE, GONE], is_new=[False, True, True, True])
+
+    assert clusters.canonical.tolist() == [0, 0, 2, 3]
+
+
+def test_a_new_image_joins_the_best_canonical_then_the_oldest() -> None:
+    """The highest score decides, among equal ones the lowest number, whatever the rank."""
+    edges = {(0, 2): 0.8, (1, 2): 0.9, (0, 3): 0.8, (1, 3): 0.8}
+    clusters = update(4, edges, [1, 0, 0, 0], before=[0, 1, GONE, GONE], is_new=[False, False, True, True])
+
+    assert clusters.canonical.tolist() == [0, 1, 1, 0]
+
+
+def test_a_member_keeps_its_canonical_though_a_new_one_is_nearer() -> None:
+    """Node 1 belongs to 0; the new node 2 matches it better but does not match 0, and stands alone."""
+    clusters = update(3, {(0, 1): 0.8, (1, 2): 1.0}, [0, 0, 0], before=[0, 0, GONE], is_new=[False, False, True])
+
+    assert clusters.canonical.tolist() == [0, 0, 2]
+
+
+def test_members_of_a_removed_canonical_are_cut_again_before_the_new() -> None:
+    """The heir is one of them, though a new image matches all of them and has more pixels; the new one joins it."""
+    edges = {(0, 1): 0.9, (0, 2): 0.9, (0, 3): 0.9, (1, 3): 0.9, (2, 3): 0.9}
+    clusters = update(4, edges, [1, 2, 3, 0], before=[GONE, GONE, GONE, GONE], is_new=[False, False, False, True])
+
+    assert clusters.canonical.tolist() == [0, 0, 0, 0]
+
+
+def test_what_was_before_must_be_nodes() -> None:
+    """A canonical outside of the graph is refused."""
+    with pytest.raises(ParameterError, match=r"before holds -1\.\.2, out of range -1\.\.1"):
+        update(2, {}, [0, 0], before=[2, GONE], is_new=[False, True])
