@@ -42,7 +42,7 @@ from batch_jobs.nights import (
 from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, model_of, operator_errors
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import spark_session
-from batch_jobs.settings import RunSettings, digest
+from batch_jobs.settings import RunSettings
 from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import Workspace, read_json
 from embed.errors import EmbedError
@@ -160,11 +160,6 @@ class NightPipeline(Pipeline):
             return self.options.is_full or is_decided_anew or any(catalogued.num_rows[one] for one in CHANGING_TABLES)
         embedded = self.outputs.get(embed_images.STEP)
         return embedded is not None and embedded.num_rows["embeddings"] > 0
-
-    @property
-    def run_id(self) -> str:
-        """The digest of all that decides the night, the night before included."""
-        return digest({"run": super().run_id, "is_full": self.options.is_full, **self.night_inputs()})[:KEY_LENGTH]
 
     def night_inputs(self) -> dict[str, Any]:
         return {
@@ -318,7 +313,7 @@ def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Chang
         number=previous.number + 1 if previous else 1,
         previous=previous.night_id if previous else None,
         run_id=run.run_id,
-        source=run.settings.source,
+        source=str(run.source.path),
         settings=night_settings(run.settings, run.model),
         decisions=pipeline.decisions.digest,
         num_parts=previous.num_parts if previous else run.steps[make_terms.STEP].stats["num_parts"],

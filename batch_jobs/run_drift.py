@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_jobs.run_records import RunRecord
+from batch_jobs.run_records import NIGHTLY, RunRecord
 
 MAX_RUNS = 30
 MIN_RUNS = 5
@@ -83,8 +83,9 @@ def match_histogram(record: RunRecord) -> NDArray[np.int64] | None:
 def _figures(record: RunRecord) -> dict[str, float | None]:
     """Figures that do not grow with the corpus."""
     results = record.results
-    num_images = results.get("images") or 0
-    embedded = num_images - results.get("rejected", 0)
+    seen = _num_seen(record)
+    embedded = seen - results.get("rejected", 0)
+    num_clustered = results.get("images", 0) if record.command == NIGHTLY else embedded
     histogram = match_histogram(record)
     selected = record.step("select")
     num_matches = selected.num_rows.get("edges") if selected else None
@@ -93,12 +94,22 @@ def _figures(record: RunRecord) -> dict[str, float | None]:
         centers = np.linspace(-1.0, 1.0, len(histogram) + 1)
         mean_score = float(np.average((centers[1:] + centers[:-1]) / 2, weights=histogram))
     return {
-        "coverage": _ratio(embedded, num_images),
-        "duplicates per image": _ratio(results.get("duplicates"), embedded),
+        "coverage": _ratio(embedded, seen),
+        "duplicates per image": _ratio(results.get("duplicates"), num_clustered),
         "candidates per image": _ratio(results.get("candidates"), embedded),
         "matches per image": _ratio(num_matches, embedded),
         "mean score of matches": mean_score,
     }
+
+
+def _num_seen(record: RunRecord) -> int:
+    """The images that a run has opened: all of its source, of a night those that came or changed."""
+    results = record.results
+    if record.command != NIGHTLY:
+        return int(results.get("images", 0))
+    catalogued = record.step("catalogue")
+    num_unreadable = catalogued.num_rows["rejects"] if catalogued else 0
+    return int(results.get("new", 0)) + int(results.get("changed", 0)) + num_unreadable
 
 
 def _ratio(part: float | None, whole: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,29 @@ from typing import Any
 from batch_jobs.errors import WorkspaceError
 from batch_jobs.run_diff import RunDiff, diff_runs
 from batch_jobs.run_drift import Drift, drift
-from batch_jobs.run_records import RunRecord, StepRecord, finished_runs, is_running, read_record
+from batch_jobs.run_records import (
+    RunRecord,
+    StepRecord,
+    finished_runs,
+    is_running,
+    list_records,
+    read_record,
+    undone_runs,
+)
 from cli.report.wording import format_bytes, format_seconds, format_share
 
-COUNTS = ("images", "rejected", "exact_copies", "clusters", "duplicates", "candidates")
+COUNTS = (
+    "images",
+    "known",
+    "new",
+    "changed",
+    "removed",
+    "rejected",
+    "exact_copies",
+    "clusters",
+    "duplicates",
+    "candidates",
+)
 SKEW = ("num_buckets", "largest_bucket", "num_cut_buckets", "num_cut_pairs")
 
 
@@ -56,14 +75,19 @@ def summarize(workspace: Path, record: RunRecord) -> RunSummary:
             changes = str(error)
     return RunSummary(
         record=record,
-        state=state_of(workspace, record),
+        state=state_of(workspace, record, undone_runs(workspace, list_records(workspace)[0])),
         changes=changes,
         drift=drift(record, finished_runs(workspace, before=record)) if record.is_finished else (),
     )
 
 
-def state_of(workspace: Path, record: RunRecord) -> str:
-    """`finished`, `collected` (finished, its tables removed since), `running`, or `unfinished` with its last step."""
+def state_of(workspace: Path, record: RunRecord, undone: Collection[str]) -> str:
+    """`finished`, `collected` (finished, its tables removed since), `running`, or `unfinished` with its last step.
+
+    A finished night that is among the `undone` runs is `undone`.
+    """
+    if record.run_id in undone:
+        return "undone"
     if record.is_finished:
         is_whole = all((workspace / "steps" / step.folder_name).is_dir() for step in record.steps)
         return "finished" if is_whole else "collected"
@@ -151,8 +175,9 @@ def _counts(record: RunRecord) -> Section:
     if "reclaimable_bytes" in results:
         rows.append(("could be freed", format_bytes(results["reclaimable_bytes"]), ""))
     total_s = sum(record.seconds.values())
-    if results.get("images") and total_s:
-        rows.append(("images a second", f"{results['images'] / total_s:,.0f}", "all stages"))
+    num_looked_at = results["new"] + results["changed"] if "new" in results else results.get("images")
+    if num_looked_at and total_s:
+        rows.append(("images a second", f"{num_looked_at / total_s:,.0f}", "all stages"))
     return Section("counts", ("", "number", "of images"), tuple(rows))
 
 

@@ -54,7 +54,7 @@ def list_command(*, workspace: Path, json_output: bool) -> None:
     folder = required_folder(workspace)
     records, damaged = list_records(folder)
     undone = undone_runs(folder, records)
-    states = ["undone" if one.run_id in undone else state_of(folder, one) for one in records]
+    states = [state_of(folder, one, undone) for one in records]
     if json_output:
         runs = [_listed(record, state) for record, state in zip(records, states, strict=True)]
         click.echo(json.dumps({"runs": runs, "damaged": [_problem(one) for one in damaged]}))

@@ -16,11 +16,11 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,53 @@ class Registrations:
     codes: NDArray[np.int8]
     canonical_ids: Sequence[str]
 
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, bytes, str]], *, dim: int, log: object) -> Registrations:
+        """From image id, code and canonical of each; raises LogError for a code that has not `dim` bytes."""
+        image_ids, codes, canonical_ids = zip(*rows, strict=True)
+        if any(map(dim.__ne__, map(len, codes))):
+            raise LogError(f"the upload log {log} holds a code that has not {dim} bytes; it is damaged")
+        return cls(image_ids, np.frombuffer(b"".join(codes), dtype=np.int8).reshape(len(codes), dim), canonical_ids)
+
+
+class Unread(NamedTuple):
+    """Entries that others wrote since; when `is_broken`, everything has to be read again."""
+
+    entries: list[LogEntry]
+    is_broken: bool
+
+
+class Log(Protocol):
+    """A log of uploads: `UploadLog` of one server, or `redis_log.RedisLog` that many follow."""
+
+    unreachable_since: float | None
+    """When it went away (seconds since 1970), None while it is there."""
+
+    def append(self, entry: LogEntry) -> Future[None]:
+        """The future is done once the entry is durable; raises Overtaken when others wrote since `unread`."""
+        ...
+
+    def unread(self) -> Unread: ...
+
+    def follow(self, catch_up: Callable[[], str]) -> None:
+        """Call `catch_up`, which reads what is unread and returns what is served, whenever others wrote."""
+        ...
+
+    def last_seq(self) -> int: ...
+
+    def removed_ids(self) -> list[str]: ...
+
+    def registered(self) -> Iterator[Registrations]: ...
+
+    def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class UploadLog:
     """An open log. Safe to use from several threads."""
+
+    unreachable_since: float | None = None
 
     def __init__(self, path: Path, *, embedder_digest: str, dim: int) -> None:
         """Open or create the log at `path`; raises LogError when it is in use, damaged or of another embedder."""
@@ -99,6 +143,13 @@ class UploadLog:
         self._waiting.put((entry, written))
         return written
 
+    def unread(self) -> Unread:
+        """Nothing: nobody else writes to it."""
+        return Unread([], is_broken=False)
+
+    def follow(self, catch_up: Callable[[], str]) -> None:
+        """Nobody else writes to it."""
+
     def last_seq(self) -> int:
         """The sequence number of the last entry on disk."""
         return int(self._query("SELECT coalesce(max(seq), 0) FROM entries")[0][0])
@@ -113,8 +164,7 @@ class UploadLog:
             block = reader.submit(self._query, _REGISTERED, (0, block_size))
             while rows := block.result():
                 block = reader.submit(self._query, _REGISTERED, (rows[-1][0], block_size))
-                _, image_ids, codes, canonical_ids = zip(*rows, strict=True)
-                yield Registrations(image_ids, self._codes(codes), canonical_ids)
+                yield Registrations.of((row[1:] for row in rows), dim=self._dim, log=self.path.name)
 
     def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None:
         """Delete the entries of these images up to a sequence number; raises LogError."""
@@ -168,13 +218,6 @@ class UploadLog:
         if batch:
             self._waiting.put(None)
         return batch
-
-    def _codes(self, codes: Sequence[bytes]) -> NDArray[np.int8]:
-        if any(map(self._dim.__ne__, map(len, codes))):
-            raise LogError(
-                f"the upload log {self.path.name} holds a code that has not {self._dim} bytes; it is damaged"
-            )
-        return np.frombuffer(b"".join(codes), dtype=np.int8).reshape(len(codes), self._dim)
 
     def _failed(self, error: sqlite3.Error) -> LogError:
         """The error of a log in use; callers from afar learn its file's name, this machine's log its place."""

@@ -12,7 +12,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from lsh.index.generation import Generation
+from lsh.index.store import OpenGeneration
 from service.live_index import LiveIndex
 from service.upload_log import LogEntry, Registrations
 
@@ -20,7 +20,7 @@ from service.upload_log import LogEntry, Registrations
 class Uploads:
     """Images by row of the live index, and the generation's docs that were removed."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: OpenGeneration) -> None:
         self._generation = generation
         self.index = LiveIndex(generation.coarse_centroids)
         self.is_removed: NDArray[np.bool_] = np.zeros(generation.manifest.num_docs, dtype=np.bool_)

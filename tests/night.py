@@ -1,36 +1,33 @@
-"""A night without Spark: the steps of the pipeline on a handful of embeddings, committed and recorded as they are."""
+"""A run over a handful of embeddings without Spark: the pipeline's own steps, committed and recorded as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 from numpy.typing import NDArray
 
-from batch_jobs import schemas
-from batch_jobs.cluster_matches import cluster_matches
-from batch_jobs.decisions import read_decisions
-from batch_jobs.find_candidates import join_blocks
-from batch_jobs.make_terms import hash_batches
-from batch_jobs.run_records import RunRecord, begin_record, find_record, finish_record, finished_runs, now
-from batch_jobs.select_matches import Selection, verify_blocks
+from batch_jobs import catalogue, embed_images, schemas
+from batch_jobs.exports import run_counts
+from batch_jobs.pipeline import STEPS, Pipeline, SilentListener
+from batch_jobs.run_records import RunRecord, find_record, finish_record
 from batch_jobs.session import write_arrow
 from batch_jobs.settings import RunSettings, digest
+from batch_jobs.sources import open_source
 from batch_jobs.workspace import Workspace
-from embed.pair_scoring import PairScorer
 from lsh.candidates import CandidateParams
 from lsh.terms import TermParams
+from tests.batch_jobs.local_steps import use_local_steps
 
 DIM = 32
 NUM_PARTS = 3
 PARAMS = TermParams(num_tables=24, dim=DIM, num_polytopes=1, polytope_dim=32)
-STEPS = ("catalogue", "embed", "terms", "candidates", "select", "cluster")
 
 
 def family(seed: int, size: int, *, spread: float = 0.15) -> NDArray[np.float32]:
@@ -48,6 +45,17 @@ def pets() -> dict[str, NDArray[np.float32]]:
     return {**named, "fish": family(3, 1)[0]}
 
 
+def write_source(folder: Path, images: Mapping[str, NDArray[np.float32]], rejects: Sequence[str] = ()) -> Path:
+    """An `.npz` of embeddings by image id, the same file for the same ones; `rejects` make it another."""
+    ids = sorted(images)
+    rows = np.array([images[image_id] for image_id in ids], np.float32)
+    path = folder / f"{digest([ids, rows.tobytes().hex(), list(rejects)])[:16]}.npz"
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        np.savez(path, image_ids=np.array(ids), embeddings=rows, digest=np.array("given"))
+    return path
+
+
 def run_night(
     workspace: Path,
     images: Mapping[str, NDArray[np.float32]],
@@ -60,149 +68,62 @@ def run_night(
     candidates: CandidateParams | None = None,
 ) -> RunRecord:
     """Run the steps up to `until` on embeddings by image id; `copies` maps ids to ids with the same bytes."""
-    ids = sorted({**images, **(copies or {})})
-    doc_of = {image_id: doc for doc, image_id in enumerate(ids)}
-    original_docs = [doc_of[(copies or {}).get(image_id, image_id)] for image_id in ids]
-    docs = np.array([doc_of[image_id] for image_id in ids if image_id in images])
-    rows = np.array([images[image_id] for image_id in ids if image_id in images])
-    params = candidates or CandidateParams()
-    fingerprint = digest([ids, rows.tobytes().hex(), list(rejects)])
-    catalogue = pa.table(
-        {
-            "image_id": ids,
-            "doc": np.arange(len(ids)),
-            "original_doc": original_docs,
-            "width": [100] * len(ids),
-            "height": [100] * len(ids),
-            "size_bytes": [1000] * len(ids),
-        }
+    copied = {copy: images[original] for copy, original in (copies or {}).items()}
+    settings = RunSettings(
+        source=str(write_source(workspace / "sources", {**images, **copied}, rejects)),
+        workspace=workspace,
+        min_score=min_score,
+        terms=PARAMS,
+        candidates=candidates or CandidateParams(),
+        num_partitions=NUM_PARTS,
+        prediction=prediction,
     )
-    embedded = pa.table(
-        {"doc": docs, "embedding": [row.tobytes() for row in rows]}, schema=schemas.arrow(schemas.EMBEDDINGS)
-    )
-    rejected = pa.table(
-        {
-            "image_id": list(rejects),
-            "stage": ["catalogue"] * len(rejects),
-            "reason": ["truncated"] * len(rejects),
-            "detail": ["it ends in the middle"] * len(rejects),
-        }
-    )
-    with Workspace(workspace) as opened:
-        decisions = read_decisions(workspace)
-        settings = RunSettings(source="given.npz", workspace=workspace, min_score=min_score, prediction=prediction)
-        run_id = digest([fingerprint, min_score, asdict(params), decisions.digest])[:16]
-        parent = next(finished_runs(workspace), None)
-        record = RunRecord(
-            run_id=run_id,
-            command="dedup",
-            source="given.npz",
-            fingerprint=fingerprint,
-            settings=settings.to_json(),
-            embedder_digest="d" * 64,
-            scorer_digest="cosine",
-            min_score=min_score,
-            decisions_digest=decisions.digest,
-            num_decisions=len(decisions.active),
-            parent=parent.run_id if parent else None,
-            started_at=now(),
-        )
-        begin_record(opened, record)
-
-        def commit(step: str, inputs: dict[str, Any], tables: Mapping[str, pa.Table], **stats: Any) -> str:
-            def write(folder: Path) -> Mapping[str, Any]:
-                for name, table in tables.items():
-                    write_arrow(table, folder / name)
-                return stats
-
-            return opened.step(step, inputs=inputs, write=write, tables=tuple(tables)).key
-
-        keys = {"catalogue": commit("catalogue", {"f": fingerprint}, {"catalogue": catalogue, "rejects": rejected})}
-        hashed = pa.Table.from_batches(
-            list(hash_batches(iter(embedded.to_batches()), params=PARAMS, num_parts=NUM_PARTS))
-        )
-        blocks = hashed.filter(hashed["block"].is_valid()).select(["part", "block"])
-        codes = hashed.filter(hashed["code"].is_valid()).select(["doc", "code"])
-        by_part = [blocks.filter(pa.compute.equal(blocks["part"], part)) for part in range(NUM_PARTS)]
-        joined = pa.concat_tables([join_blocks(one, params=params, docs_per_range=100) for one in by_part])
-        counts = {
-            name: int(np.sum(joined[name].drop_null().to_numpy()))
-            for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")
-        }
-        largest = int(np.max(joined["largest_bucket"].drop_null().to_numpy()))
-        selection = Selection(
-            dim=DIM, min_score=min_score, min_shared_terms=1, scorer=PairScorer(), num_tables=PARAMS.num_tables
-        )
-
-        def select(folder: Path) -> Mapping[str, Any]:
-            write_arrow(codes, folder.parent / f".codes-{run_id}")
-            path = str(folder.parent / f".codes-{run_id}")
-            pairs = joined.filter(joined["block"].is_valid())
-            scored = verify_blocks(pairs, codes=path, selection=selection, docs_per_range=100)
-            write_arrow(scored.filter(scored["histogram"].is_null()).drop(["histogram"]), folder / "edges")
-            histogram = np.frombuffer(scored["histogram"].drop_null()[0].as_py(), "<i8")
-            return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
-
-        embed_inputs = {"catalogue": keys["catalogue"], "embedder": "d" * 64, "dtype": "float32"}
-        actions = {
-            "embed": lambda: commit("embed", embed_inputs, {"embeddings": embedded, "rejects": rejected.slice(0, 0)}),
-            "terms": lambda: commit(
-                "terms", {"embed": keys["embed"], "terms": PARAMS.to_json()}, {"term_blocks": blocks, "codes": codes}
-            ),
-            "candidates": lambda: commit(
-                "candidates",
-                {"terms": keys["terms"], "candidates": asdict(params)},
-                {"pair_blocks": joined},
-                docs_per_range=100,
-                largest_bucket=largest,
-                **counts,
-            ),
-            "select": lambda: (
-                opened.step(
-                    "select",
-                    inputs={
-                        "candidates": keys["candidates"],
-                        "scorer": "cosine",
-                        "min_score": min_score,
-                        "min_shared_terms": 1,
-                        "verified": True,
-                    },
-                    write=select,
-                    tables=("edges",),
-                ).key
-            ),
-            "cluster": lambda: (
-                opened.step(
-                    "cluster",
-                    inputs={"select": keys["select"], "decisions": decisions.digest},
-                    write=partial(
-                        cluster_matches,
-                        edges=str(opened.steps_folder / f"select-{keys.get('select')}" / "edges"),
-                        embeddings=str(opened.steps_folder / f"embed-{keys.get('embed')}" / "embeddings"),
-                        catalogue=str(opened.steps_folder / f"catalogue-{keys['catalogue']}" / "catalogue"),
-                        decisions=decisions,
-                    ),
-                    tables=("clusters",),
-                ).key
-            ),
-        }
-        for step in STEPS[1 : STEPS.index(until) + 1]:
-            keys[step] = actions[step]()
+    with pytest.MonkeyPatch.context() as patch, Workspace(workspace) as opened:
+        use_local_steps(patch)
+        _as_if_images(patch, copies or {}, rejects)
+        spark: Any = None
+        pipeline = Pipeline(settings, opened, open_source(settings.source), listener=SilentListener(), spark=spark)
+        pipeline.begin()
+        run = pipeline.run(until=until)
         if until == STEPS[-1]:
-            stats = find_record(workspace, run_id).step("cluster")
-            assert stats is not None
-            results = {
-                "images": len(ids) + len(rejects),
-                "rejected": len(rejects),
-                "rejects_by_reason": {"truncated": len(rejects)} if rejects else {},
-                "exact_copies": stats.stats["num_exact_copies"],
-                "clusters": stats.stats["num_clusters"],
-                "duplicates": stats.stats["num_duplicates"],
-                "reclaimable_bytes": stats.stats["reclaimable_bytes"],
-                "candidates": find_record(workspace, run_id).stat("select", "num_distinct_pairs"),
-            }
-            finish_record(opened, run_id, seconds=dict.fromkeys(STEPS, 0.5), results=results)
-        return find_record(workspace, run_id)
+            finish_record(opened, run.run_id, seconds=dict.fromkeys(STEPS, 0.5), results=run_counts(run))
+    return find_record(workspace, run.run_id)
+
+
+def _as_if_images(patch: pytest.MonkeyPatch, copies: Mapping[str, str], rejects: Sequence[str]) -> None:
+    """Let the first steps find byte-identical and unreadable images, which given embeddings never are."""
+    catalogue_embeddings, adopt_embeddings = catalogue.catalogue_embeddings, embed_images.adopt_embeddings
+
+    def catalogue_images(folder: Path, **options: Any) -> Mapping[str, Any]:
+        stats = catalogue_embeddings(folder, **options)
+        rows = pq.read_table(folder / "catalogue")
+        doc_of = dict(zip(rows["image_id"].to_pylist(), rows["doc"].to_pylist(), strict=True))
+        originals = [doc_of[copies.get(image_id, image_id)] for image_id in doc_of]
+        place = rows.schema.get_field_index("original_doc")
+        rewrite(rows.set_column(place, rows.schema.field(place), pa.array(originals)), folder / "catalogue")
+        bad = {"stage": "catalogue", "reason": "truncated", "detail": "it ends in the middle"}
+        schema = schemas.arrow(schemas.REJECTS)
+        rewrite(pa.Table.from_pylist([{"image_id": one, **bad} for one in rejects], schema=schema), folder / "rejects")
+        return stats
+
+    def embed_originals(folder: Path, **options: Any) -> Mapping[str, Any]:
+        stats = adopt_embeddings(folder, **options)
+        ids = np.load(options["source"].path)["image_ids"].tolist()
+        is_copy = [sorted(ids).index(copy) for copy in copies]
+        rows = pq.read_table(folder / "embeddings")
+        rewrite(rows.filter(pc.invert(pc.is_in(rows["doc"], pa.array(is_copy, pa.int64())))), folder / "embeddings")
+        return stats
+
+    patch.setattr(catalogue, "catalogue_embeddings", catalogue_images)
+    patch.setattr(embed_images, "adopt_embeddings", embed_originals)
+
+
+def rewrite(table: pa.Table, folder: Path) -> None:
+    """Write a table in place of the files that are in `folder`."""
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    write_arrow(table, folder)
 
 
 def clusters_of(workspace: Path, record: RunRecord) -> list[set[str]]:

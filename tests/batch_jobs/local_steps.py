@@ -42,8 +42,11 @@ def local_make_terms(
 
 def local_find_candidates(_: Any, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """`find_candidates.find_candidates`."""
-    write_arrow(pa.concat_tables([join_part(part, join) for part in range(num_parts)]), folder / "pair_blocks")
-    return {}
+    found = pa.concat_tables([join_part(part, join) for part in range(num_parts)])
+    write_arrow(found, folder / "pair_blocks")
+    totals = {name: pc.sum(found[name]) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")}
+    totals["largest_bucket"] = pc.max(found["largest_bucket"])
+    return {name: total.as_py() or 0 for name, total in totals.items()}
 
 
 def local_select_matches(

@@ -364,7 +364,7 @@ def test_segments_of_the_current_night_are_no_garbage(local: None, tmp_path: Pat
     with Workspace(workspace) as opened:
         garbage = find_garbage(opened, keep=1)
         collect_garbage(opened, garbage)
-    assert {step.partition("-")[0] for step in garbage.steps} == {"cluster"}
+    assert {step.partition("-")[0] for step in garbage.steps} == {"candidates", "cluster"}
     night_of(corpus, workspace)
     assert live_pairs(workspace) == corpus.matching_pairs()
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs.errors import BatchError, WorkspaceError
+from batch_jobs.pipeline import STEPS
 from batch_jobs.run_records import (
     RunRecord,
     find_record,
@@ -22,7 +23,7 @@ from batch_jobs.run_records import (
 )
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
-from tests.night import STEPS, clusters_of, pets, run_night
+from tests.night import clusters_of, pets, run_night
 
 
 def test_a_finished_run_is_recorded(tmp_path: Path) -> None:
