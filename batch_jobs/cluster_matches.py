@@ -33,7 +33,7 @@ from lsh.clusters import Clusters, greedy_cut, updated_cut
 STEP = "cluster"
 TABLES = ("clusters", "assignments", "crowd_edges")
 COLUMNS = ("doc", "image_id", "original_doc", "width", "height", "size_bytes")
-MAX_ROUNDS = 4
+MAX_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from batch_jobs import catalogue, cluster_matches, embed_images, make_terms, select_matches
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.changes import Changes, find_changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
@@ -119,6 +119,8 @@ class NightResults:
             "exact_copies": self.figures["num_exact_copies"],
             "reclaimable_bytes": self.figures["reclaimable_bytes"],
             "candidates": self.figures.get("num_distinct_pairs", 0),
+            "cut_buckets": self.figures.get("num_cut_buckets", 0),
+            "cut_pairs": self.figures.get("num_cut_pairs", 0),
             "matches": self.figures.get("num_matches", 0),
             "min_score": night.settings["min_score"],
             "embedder_digest": night.settings["embedder"],
@@ -324,12 +326,13 @@ def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Chang
     )
     selected = run.steps.get(select_matches.STEP)
     matched = {"num_matches": selected.num_rows["edges"], **selected.stats} if selected else {}
+    found = run.steps.get(find_candidates.STEP)
     outputs = export_run(run, workspace)
     outputs["run"] = str(run_folder(run, workspace) / "run.json")
     results = NightResults(
         night=night,
         is_new=True,
-        figures={**clustered.stats, **matched},
+        figures={**clustered.stats, **matched, **(found.stats if found else {})},
         rejects_by_reason=count_rejects(run),
         seconds=run.seconds,
         outputs=outputs,

@@ -34,9 +34,9 @@ class Clusters:
     """For each node its `canonical` `(n,)` int64 and its `score` `(n,)` float32 with it; 1 for a canonical itself.
 
     `unmet` `(m, 2)` int64, left below right, are pairs without an edge whose comparison may join two pieces of a crowd:
-    the canonical of one with the canonical of the other and with all that this one took. In an update they are a node
-    that stands alone or leads, without having led before, and the canonical of a neighbour, where one of the two
-    neighbours has `MIN_COMMON` of them.
+    the canonical of one with the canonical of the other and with all that this one took. In an update they are what a node that
+    leads or stands alone, without having led before, took and the canonical of its neighbours, where that node or the
+    neighbour has `MIN_COMMON` neighbours.
     """
 
     canonical: NDArray[np.int64]
@@ -63,7 +63,8 @@ def greedy_cut(
     taken_by = _greedy_cut(graph.offsets, graph.neighbours, order)
     is_canonical = taken_by == np.arange(num_nodes)
     canonical, score = _join_best(*graph.arrays, order, is_canonical, np.full(num_nodes, -1))
-    return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, taken_by))
+    rival_of = _rivals(graph.offsets, graph.neighbours, taken_by)
+    return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, taken_by, rival_of))
 
 
 def updated_cut(
@@ -101,8 +102,9 @@ def updated_cut(
     _cut_undecided(graph, is_left, quality_rank, is_canonical)
     _cut_undecided(graph, is_new, quality_rank, is_canonical)
     canonical, score = _join_best(*graph.arrays, nodes, is_canonical, settled)
-    heirs = np.flatnonzero(is_canonical & (is_left | is_new))
-    return Clusters(canonical, score, _unmet_by(heirs, graph.offsets, graph.neighbours, canonical))
+    is_heir = is_canonical & (is_left | is_new)
+    rival_of = _rivals_of_heirs(graph.offsets, graph.neighbours, canonical, is_heir, was_canonical)
+    return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, canonical, rival_of))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,8 +154,13 @@ def _cut_undecided(
     is_canonical[nodes] = taken_by == np.arange(nodes.size)
 
 
-def _unmet(offsets: NDArray[np.int64], neighbours: NDArray[np.int64], taken_by: NDArray[np.int64]) -> NDArray[np.int64]:
-    rival_of = _rivals(offsets, neighbours, taken_by)
+def _unmet(
+    offsets: NDArray[np.int64],
+    neighbours: NDArray[np.int64],
+    taken_by: NDArray[np.int64],
+    rival_of: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Each canonical and what it took, with the rival that it has, if any, where they are no neighbours."""
     rival_of_node = rival_of[taken_by]
     nodes = np.flatnonzero(rival_of_node >= 0)
     rivals = rival_of_node[nodes]
@@ -263,23 +270,30 @@ def _rivals(
 
 
 @njit(cache=True, nogil=True)
-def _unmet_by(
-    nodes: NDArray[np.int64], offsets: NDArray[np.int64], neighbours: NDArray[np.int64], canonical: NDArray[np.int64]
+def _rivals_of_heirs(
+    offsets: NDArray[np.int64],
+    neighbours: NDArray[np.int64],
+    canonical: NDArray[np.int64],
+    is_heir: NDArray[np.bool_],
+    was_canonical: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """`nodes`, each canonical, with the canonicals of their neighbours in crowds; canonicals are no neighbours."""
+    """For each heir the canonical of its neighbours in crowds, one of old before others, then the commonest, or -1."""
     degrees = offsets[1:] - offsets[:-1]
-    unmet = np.empty((degrees[nodes].sum(), 2), np.int64)
-    num_unmet = 0
-    last_met_by = np.full(canonical.size, -1)
-    for node in nodes:
+    rival_of = np.full(canonical.size, -1)
+    num_taken = np.zeros(canonical.size, np.int64)
+    for node in np.flatnonzero(is_heir):
+        most = 0
         for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
             other = canonical[neighbour]
-            is_crowd = degrees[node] >= MIN_COMMON or degrees[neighbour] >= MIN_COMMON
-            if is_crowd and other != node and last_met_by[other] != node:
-                last_met_by[other] = node
-                unmet[num_unmet] = min(node, other), max(node, other)
-                num_unmet += 1
-    return unmet[:num_unmet]
+            if other == node or max(degrees[node], degrees[neighbour]) < MIN_COMMON:
+                continue
+            num_taken[other] += 1
+            weight = num_taken[other] + canonical.size * int(was_canonical[other])
+            if weight > most or (weight == most and other < rival_of[node]):
+                most, rival_of[node] = weight, other
+        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
+            num_taken[canonical[neighbour]] = 0
+    return rival_of
 
 
 @njit(cache=True, nogil=True)
