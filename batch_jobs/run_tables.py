@@ -99,9 +99,16 @@ class RunTables:
         return table["doc"].to_numpy(), rows.reshape(-1, self.term_params.dim)
 
     def edges(self, docs: Iterable[int]) -> list[Row]:
-        """The matches of some originals with others that are there, best score first."""
+        """The matches of some originals with others that are there, best score first.
+
+        Those that clustering found in crowds have neither `similarity` nor `shared_terms`.
+        """
         listed = list(docs)
-        rows = _rows(self.whole.edges, _isin("left_doc", listed) | _isin("right_doc", listed))
+        wanted = _isin("left_doc", listed) | _isin("right_doc", listed)
+        rows = _rows(self.whole.edges, wanted)
+        if self.whole.crowd_edges:
+            in_crowds = _rows((self.whole.crowd_edges,), wanted)
+            rows.extend({**row, "similarity": None, "shared_terms": None} for row in in_crowds)
         live = self.images({row[end] for row in rows for end in ("left_doc", "right_doc")}).keys()
         rows = [row for row in rows if {row["left_doc"], row["right_doc"]} <= live]
         return sorted(rows, key=lambda row: (-row["score"], row["left_doc"], row["right_doc"]))
@@ -203,6 +210,7 @@ def whole_of(workspace: Path, record: RunRecord) -> Known:
         term_blocks=table("terms", "term_blocks"),
         codes=table("terms", "codes"),
         edges=table("select", "edges"),
+        crowd_edges=table("cluster", "crowd_edges")[0] if record.step("cluster") else None,
     )
 
 

@@ -34,9 +34,8 @@ class Clusters:
     """For each node its `canonical` `(n,)` int64 and its `score` `(n,)` float32 with it; 1 for a canonical itself.
 
     `unmet` `(m, 2)` int64, left below right, are pairs without an edge whose comparison may join two pieces of a crowd:
-    the canonical of one with the canonical of the other and with all that this one took. In an update they are what a node that
-    leads or stands alone, without having led before, took and the canonical of its neighbours, where that node or the
-    neighbour has `MIN_COMMON` neighbours.
+    the canonical of one with the canonical of the other and with all that this one took. In an update the other one is
+    new or an heir, and a neighbour of it belongs to the first; one of the two has `MIN_COMMON` neighbours.
     """
 
     canonical: NDArray[np.int64]

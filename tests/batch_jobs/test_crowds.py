@@ -123,7 +123,8 @@ def test_a_crowd_obeys_a_split_on_all_nights(tmp_path: Path, monkeypatch: pytest
     first, *later = crowd_of_nights([600, 700, 1000])
     canonical = canonicals(run_nights([first], tmp_path / "nights")[0])[100]
     outsider = "00103" if canonical != "00103" else "00104"
-    record_decision(tmp_path / "nights", Decision(kind=DecisionKind.SPLIT, groups=((canonical,), (outsider,))))
+    split = Decision(kind=DecisionKind.SPLIT, groups=((canonical,), (outsider,)), by="anna", reason="another scene")
+    record_decision(tmp_path / "nights", split)
     for results in run_nights([first, *later], tmp_path / "nights")[1:]:
         canonical_of = canonicals(results)
         assert canonical_of.get(int(outsider), outsider) != canonical
