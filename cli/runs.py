@@ -62,8 +62,9 @@ def list_command(*, workspace: Path, json_output: bool) -> None:
     if records:
         show_table(
             "",
-            ["run", "state", "night", "started", "seconds", "images", "clusters", "duplicates", "source"],
+            ["run", "state", "started", "seconds", "images", "clusters", "duplicates", "source"],
             [_line(record, state) for record, state in zip(records, states, strict=True)],
+            wrapped=("source",),
         )
     for one in damaged:
         click.echo(f"{one.run_id}  {one.problem}")
@@ -257,6 +258,14 @@ def _listed(record: RunRecord, state: str) -> dict[str, Any]:
     }
 
 
+def _worded(record: RunRecord, state: str) -> str:
+    """The state, that of a finished night with its number."""
+    number = record.results.get("number")
+    if number is None:
+        return state
+    return f"night {number}" if state == "finished" else f"night {number}, {state}"
+
+
 def _problem(one: DamagedRecord) -> dict[str, str]:
     return {"run_id": one.run_id, "problem": one.problem}
 
@@ -265,8 +274,7 @@ def _line(record: RunRecord, state: str) -> tuple[str, ...]:
     counts = (f"{record.results[name]:,}" if record.results else "" for name in ("images", "clusters", "duplicates"))
     return (
         record.run_id,
-        state,
-        str(record.results.get("number", "")),
+        _worded(record, state),
         record.started_at[:19].replace("T", " "),
         f"{sum(record.seconds.values()):,.1f}" if record.seconds else "",
         *counts,

@@ -69,6 +69,7 @@ def test_nights_are_compared_decided_about_and_undone(tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     first, second = night(workspace, "cat dog"), night(workspace, "cat fox")
     assert [one["night"] for one in said(workspace, runs.command, "list")["runs"]] == [2, 1]
+    assert "night 2" in neardup(runs.command, "list", "--workspace", workspace).stdout
     changes = said(workspace, runs.command, "diff")
     assert {name: changes[name]["count"] for name in changes if isinstance(changes[name], dict)} == {
         "images_added": 3,
