@@ -1,5 +1,5 @@
 # The doors of this repository. Each works alone on a fresh machine: it sets up what it needs.
-.PHONY: setup demo test bench lint lock
+.PHONY: setup demo test bench soak lint lock
 
 PYTHON := .venv/bin/python
 PHOTOS ?=
@@ -26,6 +26,9 @@ bench: setup ## figures against peers; PHOTOS=folder of photographs
 	@.venv/bin/neardup evaluate "$(PHOTOS)"
 	@$(PYTHON) -m benchmarks batch --images 100000 --peers flat,ivf
 	@$(PYTHON) -m benchmarks dedup "$(PHOTOS)"
+
+soak: setup ## ten minutes of three replicas on one Redis under load, while a replica and Redis are killed
+	@$(PYTHON) -m benchmarks soak
 
 lock: ## pin the dependencies again
 	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra cpu --extra bench --extra dev \

@@ -16,6 +16,8 @@ SUMMARIES = {
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
     "serve": "The service under load beside an empty call and other indexes behind the same gRPC shell.",
+    "redis": "An index in Redis beside files: bytes an image, load rate, lookups; datasketch in Redis.",
+    "soak": "Three replicas on one Redis under load while a replica and Redis are killed.",
     "geometry": "Verdicts of the geometric verifier on true pairs and on the hardest false ones.",
     "scoring": "Pairs a second through the pair classifier and a calibration.",
     "nightly": "One night over a known corpus beside the full run: share of its time, the same matches.",

@@ -20,4 +20,5 @@ class ExitCode(IntEnum):
     EVALUATION = 9
     MODEL = 10
     SERVICE = 11
+    STORE = 12
     INTERRUPTED = 130

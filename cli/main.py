@@ -33,6 +33,7 @@ COMMANDS = {
     "runs": ("cli.runs", "Look at runs, compare, resume and clean up."),
     "cluster": ("cli.cluster", "Look at a cluster; split or merge by hand."),
     "models": ("cli.models", "Say which models there are, and where from."),
+    "completion": ("cli.completion", "Print what makes a shell complete commands."),
 }
 
 FLOW = """\
@@ -151,6 +152,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         lsh.ParameterError: ExitCode.USAGE,
         lsh.FormatError: ExitCode.WORKSPACE,
         lsh.GenerationError: ExitCode.WORKSPACE,
+        lsh.StoreError: ExitCode.STORE,
         service.GenerationRefused: ExitCode.WORKSPACE,
         service.LogError: ExitCode.WORKSPACE,
         service.CallFailed: ExitCode.SERVICE,

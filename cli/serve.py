@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from cli.options import DEFAULT_WORKSPACE, MEBIBYTE
 
 if TYPE_CHECKING:
+    from lsh.redis_store.url import StoreUrl
     from service.certificates import CertificateFiles
 
 HELP = """\
@@ -24,6 +26,14 @@ progress are finished.
   neardup serve --insecure                                  images and embeddings, this machine only
   neardup serve --insecure --embedding-only                 without TensorFlow, ready in two seconds
   neardup serve --certificate tls.crt --key tls.key --tokens tokens --metrics 127.0.0.1:9100
+
+Many servers, each of which finds what any of them registered:
+
+\b
+  neardup serve --workspace W --store redis://host          index from the workspace, uploads in Redis
+  neardup serve --store redis://host                        index and uploads in Redis, nothing on disk
+
+Give a store with a password by the environment variable NEARDUP_SERVE_STORE.
 
 A line of the tokens file is the token's SHA-256, its scopes and a name:
 
@@ -42,6 +52,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default=True,
     help="Folder that holds index/.",
 )
+@click.option("--store", help="Redis that keeps the uploads and, without --workspace, the index: redis://host:port.")
 @click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Upload log. [default: in the workspace]")
 @click.option("--listen", help="HOST:PORT. [default: 0.0.0.0:50051; with --insecure 127.0.0.1:50051]")
 @click.option("--certificate", type=_FILE, help="PEM file of the server's certificate; reloaded when it changes.")
@@ -65,9 +76,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "error"]), default="info", help="debug has a line a call."
 )
+@click.pass_context
 def command(
+    context: click.Context,
     *,
     workspace: Path,
+    store: str | None,
     log: Path | None,
     listen: str | None,
     certificate: Path | None,
@@ -98,10 +112,14 @@ def command(
     from service.server import run_server
     from service.settings import Limits, ServeSettings
 
+    if store and log:
+        raise click.UsageError("with --store uploads are kept in Redis; leave out --log")
+    is_from_store = store and context.get_parameter_source("workspace") is ParameterSource.DEFAULT
     image_limits = ImageLimits(max_bytes=max_mib * MEBIBYTE, max_pixels=max_megapixels * 1_000_000)
     settings = ServeSettings(
-        index=workspace / "index",
-        log=log or workspace / "live" / "uploads.sqlite",
+        index=None if is_from_store else workspace / "index",
+        log=None if store else log or workspace / "live" / "uploads.sqlite",
+        store=_store_url(store),
         listen=listen or ("127.0.0.1:50051" if insecure else "0.0.0.0:50051"),
         certificates=certificates,
         tokens=tokens,
@@ -119,6 +137,12 @@ def command(
         drain_s=drain_seconds,
     )
     run_server(settings, log_level=log_level)
+
+
+def _store_url(store: str | None) -> StoreUrl | None:
+    from lsh.redis_store.url import StoreUrl
+
+    return StoreUrl(store) if store else None
 
 
 def _certificates(

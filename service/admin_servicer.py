@@ -1,4 +1,4 @@
-"""The service `Admin`, and the watch over the workspace's pointer to its current generation: both switch the engine."""
+"""The service `Admin`, and the watch over the pointer to the current generation: both switch the engine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from lsh.errors import GenerationError
-from lsh.index import publishing
+from lsh.index.store import GenerationStore
 from service import neardup_pb2 as pb
 from service.calls import Call, Calls
 from service.engine import Engine, Switched
-from service.errors import GenerationRefused, ServiceError
+from service.errors import GenerationRefused
 from service.lookup_servicer import generation_message
 from service.metrics import Metrics
 from service.tokens import Scope
@@ -28,9 +27,9 @@ log = logging.getLogger(__name__)
 class AdminServicer:
     """Answers the calls of `neardup.v1.Admin`. A switch goes on when its caller gives up."""
 
-    def __init__(self, engine: Engine, index: Path, *, calls: Calls, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, store: GenerationStore, *, calls: Calls, metrics: Metrics) -> None:
         self._engine = engine
-        self._index = index
+        self._store = store
         self._metrics = metrics
         self._refused: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="switch", initializer=_stand_back)
@@ -39,7 +38,7 @@ class AdminServicer:
         self.Rollback = calls.unary("Rollback", Scope.ADMIN, self.rollback)
 
     async def list_generations(self, _request: pb.ListGenerationsRequest, _: Call) -> pb.ListGenerationsResponse:
-        found = await asyncio.to_thread(publishing.list_generations, self._index)
+        found = await asyncio.to_thread(self._store.list_generations)
         served = self._engine.served.generation_id
         return pb.ListGenerationsResponse(
             generations=[
@@ -50,25 +49,27 @@ class AdminServicer:
 
     async def promote(self, request: pb.PromoteRequest, _: Call) -> pb.PromoteResponse:
         generation_id = request.generation_id
-        publish = partial(publishing.promote, self._index, generation_id)
+        publish = partial(self._store.promote, generation_id)
         return self._response(await asyncio.shield(self._switch(generation_id, publish)))
 
     async def rollback(self, _request: pb.RollbackRequest, _: Call) -> pb.PromoteResponse:
-        generation_id = await asyncio.to_thread(publishing.previous, self._index)
+        generation_id = await asyncio.to_thread(self._store.previous)
         if generation_id is None:
             raise GenerationRefused("no generation was served before this one; see ListGenerations")
-        publish = partial(publishing.rollback, self._index)
-        return self._response(await asyncio.shield(self._switch(generation_id, publish)))
+        return self._response(await asyncio.shield(self._switch(generation_id, self._store.rollback)))
 
     async def follow_pointer(self) -> None:
-        """Serve the workspace's current generation if another process promoted one; a refused one is told once."""
-        generation_id = await asyncio.to_thread(publishing.current, self._index)
+        """Serve the current generation if another process promoted one; a refused one is told once.
+
+        Raises LogError or StoreError when the log or the store is away; the next call tries again.
+        """
+        generation_id = await asyncio.to_thread(self._store.current)
         if generation_id in (None, self._engine.served.generation_id, self._refused):
             return
         assert generation_id is not None  # noqa: S101 - see above
         try:
             await self._switch(generation_id, None)
-        except ServiceError as error:
+        except GenerationRefused as error:
             self._refused = generation_id
             log.error("a generation was refused", extra={"generation_id": generation_id, "reason": str(error)})
 
@@ -78,9 +79,9 @@ class AdminServicer:
 
     async def _switch(self, generation_id: str, publish: Callable[[], object] | None) -> Switched:
         try:
-            folder = publishing.generation_folder(self._index, generation_id)
             loop = asyncio.get_running_loop()
-            switched = await loop.run_in_executor(self._thread, partial(self._engine.switch, folder, before=publish))
+            switch = partial(self._engine.switch, generation_id, before=publish)
+            switched = await loop.run_in_executor(self._thread, switch)
         except GenerationError as error:
             self._metrics.refused_generations.inc()
             raise GenerationRefused(str(error)) from error

@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from embed.errors import ImageRejected
+from lsh.errors import StoreError
 from service import neardup_pb2 as pb
 from service.errors import (
     GenerationChanged,
@@ -53,6 +54,7 @@ _CODES: Final[tuple[tuple[type[BaseException], grpc.StatusCode], ...]] = (
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (LogFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (LogError, grpc.StatusCode.UNAVAILABLE),
+    (StoreError, grpc.StatusCode.UNAVAILABLE),
     (NotAuthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (NotPermitted, grpc.StatusCode.PERMISSION_DENIED),
     (NotServed, grpc.StatusCode.FAILED_PRECONDITION),

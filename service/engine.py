@@ -1,8 +1,11 @@
 """The lookup engine: what the service answers, without a network.
 
-Holds the served generation and the upload log. Lookups take no lock. Changes take one lock, in memory only: an upload
-is applied to the live index and handed to the log under it, then waited for outside of it, so that two equal uploads
-at once see each other while a hundred share one flush of the disk. What the log could not write is taken back.
+Holds the served generation and the upload log. Lookups take no lock. Changes take one lock: an upload is decided,
+handed to the log and applied to the live index under it, then waited for outside of it, so that two equal uploads at
+once see each other while a hundred share one flush of the disk. What the log could not write is taken back.
+
+A log that other replicas write to may answer that this one was overtaken: it then reads what they wrote and decides
+again.
 """
 
 from __future__ import annotations
@@ -11,28 +14,38 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.errors import EmbedError
 from lsh.codes import quantize
-from lsh.errors import LshError
-from lsh.index.generation import Generation, open_generation, verify_generation
+from lsh.errors import LshError, StoreError
 from lsh.index.manifest import Manifest
+from lsh.index.store import GenerationStore, Tables
 from service.errors import (
     GenerationChanged,
     GenerationRefused,
     ImageIdTaken,
     InvalidRequest,
     LogError,
+    Overtaken,
     UnknownImage,
 )
 from service.served import Answer, ClusterPage, Served
-from service.upload_log import LogEntry, UploadLog
+from service.upload_log import Log, LogEntry
+
+T = TypeVar("T")
 
 MAX_IMAGE_ID_BYTES = 1024
+_MAX_DECISIONS = 100
+
+
+class OpenLog(Protocol):
+    """Opens the upload log for a generation's embedder; raises LogError."""
+
+    def __call__(self, *, embedder_digest: str, dim: int) -> Log: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +77,23 @@ class Switched:
 class Engine:
     """Answers lookups and takes changes. A change returns its result with the future to wait for before it is told."""
 
-    def __init__(self, generation_folder: Path, log_path: Path) -> None:
-        """Open a generation and the log, and replay it; raises GenerationRefused or LogError."""
-        generation = _open(generation_folder)
-        manifest = generation.manifest
-        self.log = UploadLog(log_path, embedder_digest=manifest.embedder_digest, dim=manifest.dim)
+    def __init__(self, store: GenerationStore, generation_id: str, open_log: OpenLog) -> None:
+        """Open a generation and the log, and replay it; raises GenerationRefused, LogError or StoreError."""
+        tables = _opened(store.open, generation_id)
+        manifest = tables.generation.manifest
+        self._store = store
+        self.log = open_log(embedder_digest=manifest.embedder_digest, dim=manifest.dim)
         self._changing = threading.RLock()  # the log may report in the very thread that appends
         self._switching = threading.Lock()
         self._last_told = _done()
         self._changes_since_switch_began: list[LogEntry] | None = None
         self._num_taken_back = 0
-        served = _served(generation)
+        self._is_broken = False
+        served = _served(tables)
         served.uploads.replay(self.log.removed_ids(), self.log.registered())
         served.warm_up()
         self._served = served
+        self.log.follow(self._catch_up)
 
     @property
     def served(self) -> Served:
@@ -102,14 +118,16 @@ class Engine:
     def register(self, image_id: str, embedding: NDArray[np.float32]) -> tuple[Registered, Future[None]]:
         """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image."""
         check_image_id(image_id)
-        with self._changing:
-            served = self._served
+
+        def decide(served: Served) -> tuple[Registered, Future[None]]:
             if _is_registered(served, image_id, embedding):
                 known = Registered(served.canonical_of(image_id), was_known=True)
                 return known, self._once_told(lambda: self._served.is_known(image_id))
             best = served.lookup(embedding[None], k=1, min_score=served.generation.manifest.min_score)[0].matches
             canonical_id = best[0].canonical_id if best else image_id
             return Registered(canonical_id, was_known=False), self._add(image_id, embedding, canonical_id)
+
+        return self._decide(decide)
 
     def lookup_or_register(
         self, image_id: str, embedding: NDArray[np.float32], *, k: int, min_score: float | None
@@ -119,8 +137,8 @@ class Engine:
         The best match may be an upload that is still being written: then the future waits for it, and fails with it.
         """
         check_image_id(image_id)
-        with self._changing:
-            served = self._served
+
+        def decide(served: Served) -> tuple[LookedUpOrRegistered, Future[None]]:
             generation_id = served.generation_id
             if _is_registered(served, image_id, embedding):
                 known = LookedUpOrRegistered(Answer((), 0), True, served.canonical_of(image_id), generation_id)
@@ -133,14 +151,19 @@ class Engine:
             new = LookedUpOrRegistered(answer, True, image_id, generation_id)
             return new, self._add(image_id, embedding, image_id)
 
+        return self._decide(decide)
+
     def remove(self, image_id: str) -> tuple[bool, Future[None]]:
         """Take an image out of every later answer; False when it was not known."""
         check_image_id(image_id)
-        with self._changing:
-            if not self._served.is_known(image_id):
+
+        def decide(served: Served) -> tuple[bool, Future[None]]:
+            if not served.is_known(image_id):
                 return False, self._once_told(lambda: not self._served.is_known(image_id))
-            previous = self._served.uploads.entry_of(image_id)
+            previous = served.uploads.entry_of(image_id)
             return True, self._change(LogEntry(image_id, None, ""), lambda: self._restore(image_id, previous))
+
+        return self._decide(decide)
 
     def cluster(self, image_id: str, *, limit: int, page_token: str) -> tuple[ClusterPage, str]:
         """A page of the cluster of an image and the token of the next; raises UnknownImage, GenerationChanged."""
@@ -152,7 +175,7 @@ class Engine:
         page = served.cluster(image_id, offset=offset, limit=limit)
         return page, "" if page.next_offset is None else f"{generation_id}/{page.next_offset}"
 
-    def switch(self, generation_folder: Path, *, before: Callable[[], object] | None = None) -> Switched:
+    def switch(self, generation_id: str, *, before: Callable[[], object] | None = None) -> Switched:
         """Verify, load and warm a generation beside the served one, call `before`, then serve it.
 
         Raises GenerationRefused, with the old one served on, when it is damaged or of another embedder, and LogError
@@ -161,7 +184,7 @@ class Engine:
         """
         with self._switching:
             old = self._served
-            new = _served(_verified(generation_folder, like=old.generation.manifest))
+            new = _served(_like(_opened(self._store.open_to_switch, generation_id), old.generation.manifest))
             with self._changing:
                 self._changes_since_switch_began, last_told = [], self._last_told
                 num_taken_back = self._num_taken_back
@@ -189,25 +212,67 @@ class Engine:
 
     def _forgettable(self, old: Served, new: Served, contained: list[str]) -> list[str]:
         """The image ids whose entries neither of two generations needs: uploads in both, removals in none."""
-        generations = (old.generation, new.generation)
-        uploads = [image_id for image_id in contained if old.generation.doc_of(image_id) is not None]
-        removals = [
-            image_id
-            for image_id in self.log.removed_ids()
-            if new.uploads.row_of(image_id) is None
-            and all(generation.doc_of(image_id) is None for generation in generations)
-        ]
-        return uploads + removals
+        is_in_old = old.generation.docs_of(contained) >= 0
+        uploads = [image_id for image_id, is_in in zip(contained, is_in_old.tolist(), strict=True) if is_in]
+        removed = [image_id for image_id in self.log.removed_ids() if new.uploads.row_of(image_id) is None]
+        is_in_any = (old.generation.docs_of(removed) >= 0) | (new.generation.docs_of(removed) >= 0)
+        return uploads + [image_id for image_id, is_in in zip(removed, is_in_any.tolist(), strict=True) if not is_in]
+
+    def _decide(self, decide: Callable[[Served], T]) -> T:
+        """What `decide` makes of all that is known, made again whenever another replica wrote to the log meanwhile."""
+        with self._changing:
+            for _ in range(_MAX_DECISIONS):
+                if self._is_broken:
+                    self._catch_up()
+                try:
+                    return decide(self._served)
+                except Overtaken:
+                    self._catch_up()
+            raise LogError("other replicas write faster than this one can decide; try again")
+
+    def _catch_up(self) -> str:
+        """Apply what other replicas wrote; returns the generation that is served. Raises LogError."""
+        with self._changing:
+            is_done = False
+            while not is_done:
+                unread = self.log.unread()
+                self._is_broken |= unread.is_broken
+                if self._is_broken:
+                    self._reload()
+                for entry in unread.entries:
+                    self._apply(entry)
+                is_done = not unread.entries
+            return self._served.generation_id
+
+    def _reload(self) -> None:
+        """Forget the uploads and read the log again, because it is not the one that was followed any more."""
+        try:
+            served = Served(self._served.tables)
+            served.uploads.replay(self.log.removed_ids(), self.log.registered())
+        except StoreError as error:
+            raise LogError(f"uploads cannot be read again: {error}") from error
+        self._served = served
+        self._is_broken = False
+        self._num_taken_back += 1  # so that a switch in progress starts again
+
+    def _apply(self, entry: LogEntry) -> None:
+        """Make an entry of the log visible, here and in a generation that is about to take over."""
+        try:
+            self._served.uploads.apply(entry)
+        except StoreError as error:
+            self._is_broken = True
+            raise LogError(f"an upload was written, but cannot be shown yet: {error}; try again") from error
+        if self._changes_since_switch_began is not None:
+            self._changes_since_switch_began.append(entry)
 
     def _add(self, image_id: str, embedding: NDArray[np.float32], canonical_id: str) -> Future[None]:
         entry = LogEntry(image_id, quantize(embedding[None])[0].tobytes(), canonical_id)
         return self._change(entry, lambda: self._take_back(entry))
 
     def _change(self, entry: LogEntry, undo: Callable[[], None]) -> Future[None]:
-        """Apply an entry and log it, under the lock that the caller holds; `undo` runs if it cannot be written."""
-        self._served.uploads.apply(entry)
-        if self._changes_since_switch_began is not None:
-            self._changes_since_switch_began.append(entry)
+        """Log an entry and apply it, under the lock that the caller holds; `undo` runs if it cannot be written."""
+        written = self.log.append(entry)
+        self._apply(entry)
         told: Future[None] = Future()
 
         def tell(written: Future[None]) -> None:
@@ -221,7 +286,7 @@ class Engine:
             told.set_exception(error)
 
         self._last_told = told
-        self.log.append(entry).add_done_callback(tell)
+        written.add_done_callback(tell)
         return told
 
     def _take_back(self, added: LogEntry) -> None:
@@ -256,37 +321,34 @@ def check_image_id(image_id: str) -> None:
         raise InvalidRequest(f"image_id has {num_bytes} bytes; it must have 1 to {MAX_IMAGE_ID_BYTES}")
 
 
-def _open(folder: Path) -> Generation:
+def _opened(open_tables: Callable[[str], Tables], generation_id: str) -> Tables:
     try:
-        return open_generation(folder)
+        return open_tables(generation_id)
+    except StoreError:
+        raise
     except (LshError, OSError) as error:
-        raise GenerationRefused(f"generation {folder.name} cannot be opened: {error}") from error
+        raise GenerationRefused(f"generation {generation_id} is damaged, or cannot be opened: {error}") from error
 
 
-def _verified(folder: Path, *, like: Manifest) -> Generation:
-    """A generation whose every byte was checked, of the same embedder as `like`."""
-    try:
-        verify_generation(folder)
-    except (LshError, OSError) as error:
-        raise GenerationRefused(f"generation {folder.name} is damaged: {error}") from error
-    generation = _open(folder)
+def _like(tables: Tables, served: Manifest) -> Tables:
+    """Tables of the same embedder as the `served` generation; raises GenerationRefused."""
+    manifest = tables.generation.manifest
     for name in ("embedder_digest", "dim"):
-        found, wanted = getattr(generation.manifest, name), getattr(like, name)
+        found, wanted = getattr(manifest, name), getattr(served, name)
         if found != wanted:
             raise GenerationRefused(
-                f"generation {folder.name} has {name} {found}, the served one {wanted}; build it with the same "
-                "embedder, or start another server for the new one"
+                f"generation {manifest.generation_id} has {name} {found}, the served one {wanted}; build it with the "
+                "same embedder, or start another server for the new one"
             )
-    return generation
+    return tables
 
 
-def _served(generation: Generation) -> Served:
+def _served(tables: Tables) -> Served:
     try:
-        return Served(generation)
+        return Served(tables)
     except EmbedError as error:
-        raise GenerationRefused(
-            f"generation {generation.manifest.generation_id} cannot score pairs: {error}"
-        ) from error
+        generation_id = tables.generation.manifest.generation_id
+        raise GenerationRefused(f"generation {generation_id} cannot score pairs: {error}") from error
 
 
 def _is_registered(served: Served, image_id: str, embedding: NDArray[np.float32]) -> bool:

@@ -12,7 +12,8 @@ ServiceError
 │   └── GenerationChanged    the pages of a listing belong to a generation that is no longer served
 ├── GenerationRefused        a generation that is damaged, or of another embedder
 ├── LogError                 the upload log cannot be written or read
-│   └── LogFull              its disk is full
+│   ├── LogFull              its disk, or Redis, is full
+│   └── Overtaken            another replica wrote to it since; never told to a caller
 ├── SettingsError            settings, certificates or tokens that cannot be served with
 └── CallFailed               the client's: a call that the server refused, or that did not reach it
 """
@@ -69,7 +70,11 @@ class LogError(ServiceError):
 
 
 class LogFull(LogError):
-    """The disk of the upload log is full."""
+    """The disk of the upload log, or the memory of Redis, is full."""
+
+
+class Overtaken(LogError):
+    """Another replica wrote to the log since this one read it: what was decided has to be decided again."""
 
 
 class SettingsError(ServiceError):

@@ -92,6 +92,12 @@ class Metrics:
             lambda: time() - engine.served.created_at.timestamp(),
         )
 
+        self._gauge(
+            "neardup_log_away_seconds",
+            "How long the upload log has been out of reach; 0 while it is there.",
+            lambda: 0.0 if engine.log.unreachable_since is None else time() - engine.log.unreachable_since,
+        )
+
     def watch_queue(self, name: str, queue: Sized) -> None:
         """Show the length of a queue whenever Prometheus asks."""
         self._gauge(f"neardup_{name}_queue", f"Requests that wait for {name}.", lambda: len(queue))

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from embed.pair_scoring import read_pair_scorer
 from lsh.codes import pair_cosines, quantize
-from lsh.index.generation import Generation
-from lsh.index.lookup import HashTables
+from lsh.index.store import Tables
 from service.live_index import unit_rows
 from service.uploads import Uploads
 
@@ -80,13 +79,13 @@ class _Hit(NamedTuple):
 class Served:
     """A generation, its hash tables and the uploads since. Searching is safe from several threads."""
 
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.generation = generation = tables.generation
         self.generation_id = generation.manifest.generation_id  # the manifest computes it anew each time
         self.created_at = datetime.fromisoformat(generation.manifest.created_at)
         self.uploads = Uploads(generation)
         self.scorer = read_pair_scorer(generation.folder, embedder_digest=generation.manifest.embedder_digest)
-        self._tables = HashTables(generation)
 
     def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float) -> list[Answer]:
         """The best `k` matches of at least `min_score` for each of `(n, dim)` float32 unit rows."""
@@ -95,7 +94,7 @@ class Served:
         min_similarity = scorer.lowest_similarity(min_score)
         # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
         num_found = k if scorer.classifier is None else RESCORED_PER_MATCH * k
-        found = self._tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
+        found = self.tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
         hits = _hits(Source.HASH_TABLES, found.docs, found.similarities, found.shared_terms)
         if len(uploads):
             live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity)
@@ -180,15 +179,20 @@ class Served:
         similarities = np.array([hit.similarity for hit in hits], np.float32)
         others = np.empty((num, 0), np.float32)
         if scorer.classifier is not None:
-            others = scorer.project(np.stack([self._code(hit) for hit in hits]))
+            others = scorer.project(self._codes(hits))
         scores = scorer.scores(
             similarities, scorer.project(embedding), others, np.zeros(num, np.int64), np.arange(num)
         ).tolist()
         return [hit._replace(score=score) for hit, score in zip(hits, scores, strict=True)]
 
-    def _code(self, hit: _Hit) -> NDArray[np.int8]:
-        is_doc = hit.source is Source.HASH_TABLES
-        return self.generation.all_codes[hit.place] if is_doc else self.uploads.index.code(hit.place)
+    def _codes(self, hits: Sequence[_Hit]) -> NDArray[np.int8]:
+        is_doc = np.array([hit.source is Source.HASH_TABLES for hit in hits])
+        docs = np.array([hit.place for hit in hits if hit.source is Source.HASH_TABLES], np.int64)
+        codes = np.empty((len(hits), self.generation.manifest.dim), np.int8)
+        codes[is_doc] = self.generation.codes(docs)
+        for position in np.flatnonzero(~is_doc).tolist():
+            codes[position] = self.uploads.index.code(hits[position].place)
+        return codes
 
     def _matches(self, best: Sequence[_Hit]) -> list[Match]:
         """Matches with names and canonicals."""

@@ -11,6 +11,7 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, NoReturn
 
@@ -20,13 +21,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from lsh.errors import GenerationError
-from lsh.index import publishing
+from lsh.errors import GenerationError, StoreError
+from lsh.index.store import FolderStore, GenerationStore
 from service import neardup_pb2 as pb
 from service.admin_servicer import AdminServicer
 from service.calls import Calls, rpc_handler
 from service.certificates import server_credentials
-from service.engine import Engine
+from service.engine import Engine, OpenLog
 from service.errors import ServiceError, SettingsError
 from service.image_embedding import load_image_embedding
 from service.json_logs import configure_logs
@@ -35,6 +36,7 @@ from service.metrics import Metrics
 from service.settings import ServeSettings, host_and_port, is_loopback
 from service.tokens import Tokens
 from service.traces import Traces
+from service.upload_log import UploadLog
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ class Server:
     async def _start(self) -> None:
         settings, cleanup = self.settings, self._cleanup
         cleanup.callback(self._traces.close)
-        self._engine = await asyncio.to_thread(_open_engine, settings)
+        store = await asyncio.to_thread(_open_store, settings, cleanup)
+        self._engine = await asyncio.to_thread(_open_engine, settings, store)
         cleanup.callback(self._engine.close)
         self.metrics.watch_engine(self._engine)
         images = None
@@ -111,7 +114,7 @@ class Server:
         lookups = LookupServicer(self._engine, images, calls=calls, metrics=self.metrics, limits=settings.limits)
         cleanup.callback(lookups.close)
         switches = Calls(self._tokens, self.metrics, self._traces, max_call_s=settings.limits.max_switch_s)
-        admin = AdminServicer(self._engine, settings.index, calls=switches, metrics=self.metrics)
+        admin = AdminServicer(self._engine, store, calls=switches, metrics=self.metrics)
         cleanup.callback(admin.close)
         services = zip(_SERVICES, (lookups, admin), strict=True)
         self._server.add_generic_rpc_handlers([rpc_handler(service, servicer) for service, servicer in services])
@@ -151,15 +154,22 @@ class Server:
         self._cleanup.callback(server.shutdown)
 
     async def _watch(self, admin: AdminServicer) -> NoReturn:
-        """Follow the pointer to the current generation and the tokens file."""
+        """Follow the pointer to the current generation and the tokens file; trouble is told when it begins and ends."""
+        trouble = ""
         while True:
             await asyncio.sleep(self.settings.watch_s)
             try:
-                await admin.follow_pointer()
                 if await asyncio.to_thread(self._tokens.reload):
                     log.info("the tokens were reloaded")
-            except (ServiceError, GenerationError, OSError) as error:
-                log.error("the workspace cannot be watched", extra={"reason": str(error)})
+                await admin.follow_pointer()
+            except (ServiceError, GenerationError, StoreError, OSError) as error:
+                if not trouble:
+                    log.error("the current generation cannot be followed", extra={"reason": str(error)})
+                trouble = str(error)
+                continue
+            if trouble:
+                log.info("the current generation is followed again")
+                trouble = ""
 
 
 def run_server(settings: ServeSettings, *, log_level: str = "info") -> None:
@@ -178,14 +188,35 @@ async def _serve(settings: ServeSettings) -> None:
     await server.stop()
 
 
-def _open_engine(settings: ServeSettings) -> Engine:
-    generation_id = publishing.current(settings.index)
+def _open_store(settings: ServeSettings, cleanup: AsyncExitStack) -> GenerationStore:
+    """Where the generations are; Redis is closed by `cleanup`."""
+    if settings.index is not None:
+        return FolderStore(settings.index)
+    assert settings.store is not None  # noqa: S101 - the settings were checked
+    from lsh.redis_store.publishing import RedisStore  # noqa: PLC0415 - redis is loaded where it is used
+
+    store = RedisStore(settings.store)
+    cleanup.callback(store.close)
+    return store
+
+
+def _open_engine(settings: ServeSettings, store: GenerationStore) -> Engine:
+    generation_id = store.current()
     if generation_id is None:
         raise SettingsError(
-            f"{settings.index} has no current generation; build one with `neardup index build` and promote it with "
-            "`neardup index promote`"
+            f"{settings.index or settings.store} has no current generation; build one with `neardup index build`, "
+            "bring it to a store with `neardup index export`, and promote it with `neardup index promote`"
         )
-    return Engine(publishing.generation_folder(settings.index, generation_id), settings.log)
+    return Engine(store, generation_id, _log_of(settings))
+
+
+def _log_of(settings: ServeSettings) -> OpenLog:
+    if settings.store is not None:
+        from service.redis_log import RedisLog  # noqa: PLC0415 - redis is loaded where it is used
+
+        return partial(RedisLog, settings.store)
+    assert settings.log is not None  # noqa: S101 - the settings were checked
+    return partial(UploadLog, settings.log)
 
 
 def server_options(*, max_message_bytes: int) -> list[tuple[str, Any]]:

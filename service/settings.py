@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embed.decoding import ImageLimits
+from lsh.redis_store.url import StoreUrl
 from service.certificates import CertificateFiles
 from service.decoding_pool import DecodingLimits
 from service.errors import SettingsError
@@ -33,11 +34,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """`embedder` None is the embedding-only mode; `certificates` None serves without TLS."""
+    """`embedder` None is the embedding-only mode; `certificates` None serves without TLS.
 
-    index: Path
-    log: Path
+    Generations come from the folder `index`, else from `store`; the upload log is in `store`, else the file `log`.
+    """
+
+    index: Path | None
+    log: Path | None
     listen: str
+    store: StoreUrl | None = None
     certificates: CertificateFiles | None = None
     tokens: Path | None = None
     embedder: str | None = None
@@ -49,6 +54,10 @@ class ServeSettings:
     watch_s: float = 1.0
     drain_s: float = 10.0
     announce_drain_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.store is None and (self.index is None or self.log is None):
+            raise SettingsError("there is nothing to serve; give a --workspace, a --store, or both")
 
     @property
     def max_message_bytes(self) -> int:

@@ -15,11 +15,11 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 from service.errors import LogError, LogFull
 
@@ -52,8 +52,44 @@ class LogEntry:
     canonical_id: str
 
 
+class Unread(NamedTuple):
+    """Entries that others wrote since; when `is_broken`, everything has to be read again."""
+
+    entries: list[LogEntry]
+    is_broken: bool
+
+
+class Log(Protocol):
+    """A log of uploads: `UploadLog` of one server, or `redis_log.RedisLog` that many follow."""
+
+    unreachable_since: float | None
+    """When it went away (seconds since 1970), None while it is there."""
+
+    def append(self, entry: LogEntry) -> Future[None]:
+        """The future is done once the entry is durable; raises Overtaken when others wrote since `unread`."""
+        ...
+
+    def unread(self) -> Unread: ...
+
+    def follow(self, catch_up: Callable[[], str]) -> None:
+        """Call `catch_up`, which reads what is unread and returns what is served, whenever others wrote."""
+        ...
+
+    def last_seq(self) -> int: ...
+
+    def removed_ids(self) -> list[str]: ...
+
+    def registered(self) -> Iterator[list[LogEntry]]: ...
+
+    def forget(self, image_ids: Iterable[str], *, until_seq: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class UploadLog:
     """An open log. Safe to use from several threads."""
+
+    unreachable_since: float | None = None
 
     def __init__(self, path: Path, *, embedder_digest: str, dim: int) -> None:
         """Open or create the log at `path`; raises LogError when it is in use, damaged or of another embedder."""
@@ -82,6 +118,13 @@ class UploadLog:
         written: Future[None] = Future()
         self._waiting.put((entry, written))
         return written
+
+    def unread(self) -> Unread:
+        """Nothing: nobody else writes to it."""
+        return Unread([], is_broken=False)
+
+    def follow(self, catch_up: Callable[[], str]) -> None:
+        """Nobody else writes to it."""
 
     def last_seq(self) -> int:
         """The sequence number of the last entry on disk."""

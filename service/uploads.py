@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lsh.index.generation import Generation
+from lsh.index.store import OpenGeneration
 from service.live_index import LiveIndex
 from service.upload_log import LogEntry
 
@@ -19,7 +19,7 @@ from service.upload_log import LogEntry
 class Uploads:
     """Images by row of the live index, and the generation's docs that were removed."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: OpenGeneration) -> None:
         self._generation = generation
         self.index = LiveIndex(generation.coarse_centroids)
         self.is_removed: NDArray[np.bool_] = np.zeros(generation.manifest.num_docs, dtype=np.bool_)

@@ -21,6 +21,7 @@ from lsh.codes import _quantize_rows, pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.index import layout
 from lsh.index.generation import Generation
+from lsh.index.manifest import Manifest
 from lsh.index.prefetch import prefetch, prefetch_row
 from lsh.probes import ProbePlan, ProbeScratch, probe_plan, probe_scratch, probes, write_probes
 from lsh.rotations import checked_embeddings
@@ -112,8 +113,8 @@ class HashTables:
         `excluded` `(num_docs,)` bool hides docs. The cosine is that of the int8 codes. Raises ParameterError for k
         outside 1..1,024, a similarity outside -1..1, another shape, NaN or infinity.
         """
-        rows = self._checked(embeddings, k, min_similarity, excluded)
-        found = _nothing_found(rows.shape[0], k)
+        rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
+        found = nothing_found(rows.shape[0], k)
         scratch = self._take_scratch()
         try:
             _lookup_rows(
@@ -147,8 +148,8 @@ class HashTables:
         excluded: NDArray[np.bool_] | None = None,
     ) -> Found:
         """The slow twin of `lookup`: the same steps over Python lists, one query at a time."""
-        rows = self._checked(embeddings, k, min_similarity, excluded)
-        found = _nothing_found(rows.shape[0], k)
+        rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
+        found = nothing_found(rows.shape[0], k)
         manifest = self.generation.manifest
         query_sketches = long_sketches(rows, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed)
         query_codes = quantize(rows)
@@ -197,32 +198,42 @@ class HashTables:
         try:
             return self._idle.pop()
         except IndexError:
-            num_probes = self._plan.num_probes
-            scratch = _Scratch(
-                terms=np.empty(num_probes, dtype=np.uint64),
-                starts=np.empty(num_probes, dtype=np.int64),
-                sizes=np.empty(num_probes, dtype=np.int64),
-                slots=np.empty(max(16, 1 << (2 * self.max_postings - 1).bit_length()), dtype=np.int32),
-                docs=np.empty(self.max_postings, dtype=np.int64),
-                counts=np.empty(self.max_postings, dtype=np.int32),
-                codes=np.empty((1, self.generation.manifest.dim), dtype=np.int8),
-                sketch=np.empty((1, layout.WORDS_PER_SKETCH), dtype=np.uint64),
+            return probe_scratch(self._plan), query_scratch(
+                num_probes=self._plan.num_probes, max_postings=self.max_postings, dim=self.generation.manifest.dim
             )
-            return probe_scratch(self._plan), scratch
 
-    def _checked(
-        self, embeddings: NDArray[np.float32], k: int, min_similarity: float, excluded: NDArray[np.bool_] | None
-    ) -> NDArray[np.float32]:
-        manifest = self.generation.manifest
-        if not 1 <= k <= MAX_K:
-            raise ParameterError(f"k={k} is out of range 1..{MAX_K}")
-        if not -1.0 <= min_similarity <= 1.0:
-            raise ParameterError(f"min_similarity={min_similarity} is out of range -1..1")
-        if excluded is not None and (excluded.shape != (manifest.num_docs,) or excluded.dtype != np.bool_):
-            raise ParameterError(
-                f"excluded of shape {excluded.shape} and dtype {excluded.dtype} given; pass ({manifest.num_docs},) bool"
-            )
-        return checked_embeddings(embeddings, dim=manifest.dim)
+
+def query_scratch(*, num_probes: int, max_postings: int, dim: int) -> _Scratch:
+    """Scratch for one thread that looks queries up."""
+    return _Scratch(
+        terms=np.empty(num_probes, dtype=np.uint64),
+        starts=np.empty(num_probes, dtype=np.int64),
+        sizes=np.empty(num_probes, dtype=np.int64),
+        slots=np.empty(max(16, 1 << (2 * max_postings - 1).bit_length()), dtype=np.int32),
+        docs=np.empty(max_postings, dtype=np.int64),
+        counts=np.empty(max_postings, dtype=np.int32),
+        codes=np.empty((1, dim), dtype=np.int8),
+        sketch=np.empty((1, layout.WORDS_PER_SKETCH), dtype=np.uint64),
+    )
+
+
+def checked_queries(
+    manifest: Manifest,
+    embeddings: NDArray[np.float32],
+    k: int,
+    min_similarity: float,
+    excluded: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """The rows of a lookup; raises ParameterError for what no lookup can answer."""
+    if not 1 <= k <= MAX_K:
+        raise ParameterError(f"k={k} is out of range 1..{MAX_K}")
+    if not -1.0 <= min_similarity <= 1.0:
+        raise ParameterError(f"min_similarity={min_similarity} is out of range -1..1")
+    if excluded is not None and (excluded.shape != (manifest.num_docs,) or excluded.dtype != np.bool_):
+        raise ParameterError(
+            f"excluded of shape {excluded.shape} and dtype {excluded.dtype} given; pass ({manifest.num_docs},) bool"
+        )
+    return checked_embeddings(embeddings, dim=manifest.dim)
 
 
 @lru_cache(maxsize=1024)
@@ -240,7 +251,7 @@ def max_sketch_distance(min_similarity: float) -> int:
     return min(num_bits, int(num_bits * share + _SKETCH_SIGMAS * math.sqrt(num_bits * share * (1 - share))))
 
 
-def _nothing_found(num_queries: int, k: int) -> Found:
+def nothing_found(num_queries: int, k: int) -> Found:
     return Found(
         docs=np.full((num_queries, k), -1, dtype=np.int64),
         similarities=np.zeros((num_queries, k), dtype=np.float32),

@@ -15,10 +15,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lsh.errors import GenerationError
 from lsh.index.generation import read_manifest, verify_generation
@@ -27,7 +28,7 @@ from lsh.index.manifest import Manifest
 _GENERATIONS = "generations"
 _CURRENT = "current"
 _LOCK = ".lock"
-_ID = re.compile(r"[0-9a-f]{16}")
+GENERATION_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +47,46 @@ class ListedGeneration:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pointer:
+class Pointer:
+    """The current generation and those that were current before it, oldest first."""
+
     current: str | None
     previous: tuple[str, ...]
+
+    def promoted(self, generation_id: str) -> Pointer:
+        """With another current generation."""
+        if self.current == generation_id:
+            return self
+        return Pointer(generation_id, (*self.previous, self.current) if self.current else ())
+
+    def rolled_back(self, generation_id: str) -> Pointer:
+        """With the one before; raises GenerationError if that is not `generation_id` any more."""
+        if not self.previous or self.previous[-1] != generation_id:
+            raise GenerationError(
+                f"the pointer was changed meanwhile, {self.current} is current; see `neardup index list`"
+            )
+        return Pointer(generation_id, self.previous[:-1])
+
+    def without(self, removed: Collection[str]) -> Pointer:
+        """Without generations that can be rolled back to no more."""
+        return Pointer(self.current, tuple(one for one in self.previous if one not in removed))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"current": self.current, "previous": list(self.previous)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Pointer:
+        """Raises ValueError, KeyError or TypeError for what `to_json` did not give."""
+        ids = [value["current"], *value["previous"]]
+        if not all(isinstance(one, str) and GENERATION_ID.fullmatch(one) for one in ids):
+            raise ValueError("an id is not 16 hex digits")
+        return cls(ids[0], tuple(ids[1:]))
 
 
 def generation_folder(index: Path, generation_id: str) -> Path:
     """The folder of a generation; raises GenerationError for an id that is none or is not there."""
     folder = index / _GENERATIONS / generation_id
-    if not _ID.fullmatch(generation_id):
+    if not GENERATION_ID.fullmatch(generation_id):
         raise GenerationError(f"generation {generation_id!r} is not 16 hex digits; see `neardup index list`")
     if not folder.is_dir():
         raise GenerationError(f"generation {generation_id} is not in {index}; see `neardup index list`")
@@ -64,7 +96,7 @@ def generation_folder(index: Path, generation_id: str) -> Path:
 def list_generations(index: Path) -> list[ListedGeneration]:
     """All generations, oldest first; those that cannot be read come last."""
     served = current(index)
-    folders = [path for path in (index / _GENERATIONS).glob("*") if _ID.fullmatch(path.name)]
+    folders = [path for path in (index / _GENERATIONS).glob("*") if GENERATION_ID.fullmatch(path.name)]
     listed = [_listed(folder, served) for folder in folders]
     return sorted(
         listed,
@@ -106,10 +138,8 @@ def promote(index: Path, generation_id: str) -> None:
     with _locked(index):
         verify_generation(generation_folder(index, generation_id))
         pointer = _read_pointer(index)
-        if pointer.current == generation_id:
-            return
-        before = (*pointer.previous, pointer.current) if pointer.current else ()
-        _write_pointer(index, _Pointer(generation_id, before))
+        if pointer.current != generation_id:
+            _write_pointer(index, pointer.promoted(generation_id))
 
 
 def rollback(index: Path) -> str:
@@ -122,7 +152,7 @@ def rollback(index: Path) -> str:
             )
         generation_id = pointer.previous[-1]
         verify_generation(generation_folder(index, generation_id))
-        _write_pointer(index, _Pointer(generation_id, pointer.previous[:-1]))
+        _write_pointer(index, pointer.rolled_back(generation_id))
         return generation_id
 
 
@@ -136,7 +166,7 @@ def collect_garbage(index: Path, keep: int) -> list[str]:
             return []
         kept = {pointer.current, *pointer.previous[max(0, len(pointer.previous) - keep) :]}
         removed = _older(index, pointer.current) - kept
-        _write_pointer(index, _Pointer(pointer.current, tuple(one for one in pointer.previous if one not in removed)))
+        _write_pointer(index, pointer.without(removed))
         for generation_id in removed:
             folder = index / _GENERATIONS / generation_id
             doomed = folder.with_name(f".old-{generation_id}")
@@ -174,25 +204,21 @@ def _listed(folder: Path, served: str | None) -> ListedGeneration:
     )
 
 
-def _read_pointer(index: Path) -> _Pointer:
+def _read_pointer(index: Path) -> Pointer:
     path = index / _CURRENT
     try:
-        value = json.loads(path.read_bytes())
-        ids = [value["current"], *value["previous"]]
-        if not all(isinstance(one, str) and _ID.fullmatch(one) for one in ids):
-            raise ValueError("an id is not 16 hex digits")
+        return Pointer.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
-        return _Pointer(None, ())
+        return Pointer(None, ())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GenerationError(f"{path} cannot be read ({error}); remove it and promote a generation again") from error
-    return _Pointer(ids[0], tuple(ids[1:]))
 
 
-def _write_pointer(index: Path, pointer: _Pointer) -> None:
+def _write_pointer(index: Path, pointer: Pointer) -> None:
     aside = index / f".{_CURRENT}.{os.getpid()}"
     try:
         with aside.open("w", encoding="utf-8") as file:
-            json.dump({"current": pointer.current, "previous": pointer.previous}, file)
+            json.dump(pointer.to_json(), file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(index / _CURRENT)

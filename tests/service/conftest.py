@@ -100,13 +100,20 @@ class ServerProcess:
         return str(self.started["listen"])
 
 
-@contextmanager
-def server_process(workspace: Path, *options: str) -> Iterator[ServerProcess]:
+def server_process(workspace: Path, *options: str) -> AbstractContextManager[ServerProcess]:
     """Start `neardup serve --insecure` and wait for its first line; killed at the end if it still runs."""
+    return _server_process("--workspace", str(workspace), *options)
+
+
+def store_process(store: str, *options: str) -> AbstractContextManager[ServerProcess]:
+    """The same without a workspace: embeddings only, index and uploads in a store."""
+    return _server_process("--embedding-only", "--store", store, *options)
+
+
+@contextmanager
+def _server_process(*options: str) -> Iterator[ServerProcess]:
     command = [sys.executable, "-m", "cli", "serve", "--insecure", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [*command, "--workspace", str(workspace), *options], stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    ) as process:
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsh.index.publishing import new_generation, promote
+from lsh.index.store import FolderStore
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.terms import TermParams
+from service.engine import Engine
+from service.upload_log import UploadLog
 
 DIM = 64
 DIGEST = "ab" * 32
@@ -78,3 +82,8 @@ def add_current_generation(index: Path, *, num_images: int = 200, seed: int = 0)
     generation_id = add_generation(index, image_ids(num_images), random_embeddings(num_images, seed=seed))
     promote(index, generation_id)
     return generation_id
+
+
+def open_engine(index: Path, generation_id: str, log: Path) -> Engine:
+    """An engine over a generation in a folder, with its own upload log."""
+    return Engine(FolderStore(index), generation_id, partial(UploadLog, log))

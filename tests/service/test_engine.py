@@ -16,7 +16,16 @@ from lsh.index.publishing import generation_folder, promote
 from service.engine import Engine
 from service.errors import GenerationChanged, GenerationRefused, ImageIdTaken, InvalidRequest, LogFull, UnknownImage
 from service.served import Match, Source
-from tests.service.corpora import DIM, add_current_generation, add_generation, image_ids, near, random_embeddings
+from service.upload_log import UploadLog
+from tests.service.corpora import (
+    DIM,
+    add_current_generation,
+    add_generation,
+    image_ids,
+    near,
+    open_engine,
+    random_embeddings,
+)
 
 EMBEDDINGS = random_embeddings(200)
 NEW = random_embeddings(40, seed=77)
@@ -33,7 +42,7 @@ def engine(index: Path, tmp_path: Path) -> Iterator[Engine]:
     clusters = {"image-3": ["image-4", "image-5"]}
     generation_id = add_generation(index, image_ids(200), EMBEDDINGS, clusters=clusters)
     promote(index, generation_id)
-    engine = Engine(generation_folder(index, generation_id), tmp_path / "log.db")
+    engine = open_engine(index, generation_id, tmp_path / "log.db")
     yield engine
     engine.close()
 
@@ -95,7 +104,7 @@ def test_a_registered_image_is_found_by_the_next_lookup_and_after_a_restart(
     remove(engine, "image-7")
     engine.close()
 
-    again = Engine(generation_folder(index, engine.served.generation_id), tmp_path / "log.db")
+    again = open_engine(index, engine.served.generation_id, tmp_path / "log.db")
 
     assert found_ids(again, NEW[0]) == ["new"]
     assert found_ids(again, EMBEDDINGS[7]) == []
@@ -222,7 +231,7 @@ def test_a_switch_keeps_uploads_that_the_new_generation_lacks(engine: Engine, in
     ids = [*image_ids(200), "in-both"]
     target = add_generation(index, ids, np.concatenate([EMBEDDINGS, NEW[:1]]))
 
-    switched = engine.switch(generation_folder(index, target))
+    switched = engine.switch(target)
 
     assert switched.generation_id == engine.served.generation_id == target
     assert [match.source for match in matches(engine, NEW[0])] == [Source.HASH_TABLES]
@@ -238,13 +247,13 @@ def test_going_back_a_generation_loses_no_upload(engine: Engine, index: Path) ->
     larger = np.concatenate([EMBEDDINGS, NEW[:1]])
     target = add_generation(index, [*image_ids(200), "upload"], larger)
 
-    engine.switch(generation_folder(index, target))
-    engine.switch(generation_folder(index, before))
+    engine.switch(target)
+    engine.switch(before)
     assert found_ids(engine, NEW[0]) == ["upload"]
 
-    engine.switch(generation_folder(index, target))
+    engine.switch(target)
     next_one = add_generation(index, [*image_ids(200), "upload", "more"], np.concatenate([larger, NEW[1:2]]))
-    engine.switch(generation_folder(index, next_one))
+    engine.switch(next_one)
     assert list(engine.log.registered()) == []
     assert found_ids(engine, NEW[0]) == ["upload"]
 
@@ -261,7 +270,7 @@ def test_changes_during_a_switch_are_in_the_new_generation(engine: Engine, index
         remove(engine, "early")
         remove(engine, "image-8")
 
-    engine.switch(generation_folder(index, target), before=change_meanwhile)
+    engine.switch(target, before=change_meanwhile)
 
     assert engine.served.generation_id == target
     assert found_ids(engine, NEW[1]) == ["meanwhile"]
@@ -272,8 +281,8 @@ def test_changes_during_a_switch_are_in_the_new_generation(engine: Engine, index
 def test_a_damaged_generation_is_refused_by_name(engine: Engine, index: Path, kind: str) -> None:
     """Whatever file is damaged in whatever way, it is named, and the old generation is served on."""
     before = engine.served.generation_id
-    target = generation_folder(index, add_generation(index, image_ids(3), EMBEDDINGS[:3]))
-    for path in sorted(target.iterdir()):
+    target = add_generation(index, image_ids(3), EMBEDDINGS[:3])
+    for path in sorted(generation_folder(index, target).iterdir()):
         whole = path.read_bytes()
         if not whole:
             continue
@@ -299,7 +308,7 @@ def test_a_generation_of_another_embedder_is_refused(engine: Engine, index: Path
 
     for target, reason in ((foreign, "embedder_digest"), (wider, "dim 128")):
         with pytest.raises(GenerationRefused, match=reason):
-            engine.switch(generation_folder(index, target))
+            engine.switch(target)
 
     assert found_ids(engine, EMBEDDINGS[0]) == ["image-0"]
 
@@ -310,7 +319,7 @@ def test_an_old_generation_is_released_with_its_last_query(engine: Engine, index
     old = weakref.ref(in_query)
     target = add_generation(index, image_ids(3), EMBEDDINGS[:3])
 
-    engine.switch(generation_folder(index, target))
+    engine.switch(target)
 
     assert len(in_query.lookup(EMBEDDINGS[100:101], k=1, min_score=0.9)[0].matches) == 1
     del in_query
@@ -321,8 +330,10 @@ def test_an_old_generation_is_released_with_its_last_query(engine: Engine, index
 def test_what_the_log_cannot_write_is_taken_back(engine: Engine) -> None:
     """With a full disk, changes fail and leave no trace in memory; lookups go on."""
     register(engine, "known", NEW[0])
-    num_pages = engine.log._query("PRAGMA page_count")[0][0]
-    engine.log._query(f"PRAGMA max_page_count={num_pages}")
+    log = engine.log
+    assert isinstance(log, UploadLog)
+    num_pages = log._query("PRAGMA page_count")[0][0]
+    log._query(f"PRAGMA max_page_count={num_pages}")
     failed = 0
     for number in range(1, 40):
         try:
@@ -347,16 +358,16 @@ def test_an_image_id_has_limits(engine: Engine, image_id: str) -> None:
         engine.register(image_id, NEW[0])
 
 
-def test_a_folder_that_is_no_generation_is_refused(tmp_path: Path) -> None:
-    """The error names the folder."""
-    with pytest.raises(GenerationRefused, match="nowhere"):
-        Engine(tmp_path / "nowhere", tmp_path / "log.db")
+def test_a_generation_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """The error says where it was looked for."""
+    with pytest.raises(GenerationRefused, match="is not in"):
+        open_engine(tmp_path, "0" * 16, tmp_path / "log.db")
 
 
 def test_a_restart_with_the_same_generation_answers_the_same(index: Path, tmp_path: Path) -> None:
     """Answers do not depend on whether changes came by calls or by replay."""
     generation_id = add_current_generation(index)
-    engine = Engine(generation_folder(index, generation_id), tmp_path / "log.db")
+    engine = open_engine(index, generation_id, tmp_path / "log.db")
     generator = np.random.default_rng(3)
     known = image_ids(200)
     for number in range(150):
@@ -369,7 +380,7 @@ def test_a_restart_with_the_same_generation_answers_the_same(index: Path, tmp_pa
     before = [[(m.image_id, m.similarity, m.canonical_id) for m in matches(engine, row)] for row in EMBEDDINGS]
     engine.close()
 
-    again = Engine(generation_folder(index, generation_id), tmp_path / "log.db")
+    again = open_engine(index, generation_id, tmp_path / "log.db")
 
     assert [[(m.image_id, m.similarity, m.canonical_id) for m in matches(again, row)] for row in EMBEDDINGS] == before
     again.close()

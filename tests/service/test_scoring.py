@@ -11,10 +11,10 @@ import pytest
 from embed.calibration.calibration import Calibration, Promise
 from embed.pair_classifier.classifier import PairClassifier
 from embed.pair_scoring import PairScorer, scorer_files
-from lsh.index.publishing import generation_folder, promote
+from lsh.index.publishing import promote
 from service.engine import Engine
 from service.errors import GenerationRefused
-from tests.service.corpora import DIGEST, DIM, add_generation, image_ids, near, random_embeddings
+from tests.service.corpora import DIGEST, DIM, add_generation, image_ids, near, open_engine, random_embeddings
 
 EMBEDDINGS = random_embeddings(200)
 PROMISE = Promise(
@@ -42,16 +42,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """`serve(scorer, min_score=...)`: an engine over 200 images whose run was scored so."""
     engines: list[Engine] = []
 
-    def open_engine(scorer: PairScorer, *, min_score: float = 0.5, **changed: bytes) -> Engine:
+    def engine_of(scorer: PairScorer, *, min_score: float = 0.5, **changed: bytes) -> Engine:
         files = {**scorer_files(scorer), **{name.replace("__", "."): content for name, content in changed.items()}}
         generation_id = add_generation(
             tmp_path / "index", image_ids(200), EMBEDDINGS, min_score=min_score, scorer_files=files
         )
         promote(tmp_path / "index", generation_id)
-        engines.append(Engine(generation_folder(tmp_path / "index", generation_id), tmp_path / "log.db"))
+        engines.append(open_engine(tmp_path / "index", generation_id, tmp_path / "log.db"))
         return engines[-1]
 
-    yield open_engine
+    yield engine_of
     for engine in engines:
         engine.close()
 

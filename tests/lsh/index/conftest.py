@@ -57,11 +57,13 @@ def make_corpus(num_docs: int = NUM_DOCS, *, seed: int = 0) -> Corpus:
     )
 
 
-def write_generation(folder: Path, corpus: Corpus, *, num_probes: int = 64, batch_size: int = 100) -> Path:
+def write_generation(
+    folder: Path, corpus: Corpus, *, num_probes: int = 64, batch_size: int = 100, num_tables: int = 16
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     spec = GenerationSpec(
         num_docs=len(corpus.embeddings),
-        term_params=params_for(len(corpus.embeddings), dim=corpus.embeddings.shape[1]),
+        term_params=params_for(len(corpus.embeddings), dim=corpus.embeddings.shape[1], num_tables=num_tables),
         num_probes=num_probes,
         embedder_digest="0" * 64,
         min_score=0.8,
