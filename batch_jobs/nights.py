@@ -226,27 +226,6 @@ def removed_contents(whole: Known) -> NDArray[np.int64]:
     return np.setdiff1d(read_docs(whole.embeddings), live_images(whole, ["original_doc"])["original_doc"].to_numpy())
 
 
-def undo_night(workspace: Workspace) -> Night:
-    """Make the night before the current one count again, and return it; raises WorkspaceError on the first night."""
-    night = night_before(workspace.folder)
-    workspace.check_lease()
-    write_json(nights_folder(workspace.folder) / CURRENT, {"night_id": night.night_id})
-    return night
-
-
-def night_before(workspace: Path) -> Night:
-    """The night before the current one; raises WorkspaceError where there is none, or its tables are gone."""
-    current = current_night(workspace)
-    if current is None or current.previous is None:
-        raise WorkspaceError(f"workspace {workspace} has no night before the current one; there is nothing to undo")
-    night = read_night(workspace, current.previous)
-    for step in night.segments:
-        night.tables(workspace, step, step)
-    if not (workspace / "steps" / f"cluster-{night.clusters}").is_dir():
-        raise WorkspaceError(f"the clusters of night {night.night_id} were removed by a gc; it cannot count again")
-    return night
-
-
 def read_columns(tables: tuple[str, ...], columns: Sequence[str], *, where: Any = None) -> pa.Table:
     """Some columns of all segments, one after the other."""
     parts = [

@@ -18,7 +18,6 @@ COMMANDS = {
     "embed": ("cli.embed", "Write embeddings, for people who bring their own index."),
     "tune": ("cli.tune", "Find the cheapest hashing that keeps near pairs."),
     "nightly": ("cli.nightly", "Bring a workspace up to date with a source."),
-    "nights": ("cli.nights", "List nights, and undo the last one."),
     "index": ("cli.index", "Build, list, verify, promote and roll back indexes."),
     "serve": ("cli.serve", "Serve lookups over gRPC."),
     "lookup": ("cli.lookup", "Ask a server for the near-duplicates of images."),

@@ -11,9 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch_jobs.build_index import index_folder
-from batch_jobs.errors import WorkspaceError
 from cli.nightly import command
-from cli.nights import command as nights
 from lsh.index.generation import open_generation
 from lsh.index.publishing import current, generation_folder
 from tests.batch_jobs.local_steps import use_local_steps
@@ -105,29 +103,3 @@ def test_ids_to_redo_come_from_a_file(tmp_path: Path) -> None:
     missing = CliRunner().invoke(command, [str(tmp_path / "s.npz"), "--only", "@none"])
     assert missing.exit_code == 2
     assert "an id a line" in missing.output
-
-
-def run_nights(workspace: Path, *arguments: str) -> dict[str, Any]:
-    result = CliRunner().invoke(nights, [*arguments, "--workspace", str(workspace), "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    printed: dict[str, Any] = json.loads(result.output)
-    return printed
-
-
-def test_a_night_is_undone(tmp_path: Path) -> None:
-    """The night before counts again, and the next one goes on from it; a dry run changes nothing."""
-    first = run_json(write_pairs(tmp_path / "s.npz", "abc"), tmp_path / "w")
-    second = run_json(write_pairs(tmp_path / "s.npz", "a"), tmp_path / "w")
-    for arguments, counting in ((["--dry-run"], second), ([], first)):
-        assert run_nights(tmp_path / "w", "undo", *arguments)["night_id"] == first["night_id"]
-        listed = run_nights(tmp_path / "w", "list")["nights"]
-        assert [night["night_id"] for night in listed if night["is_current"]] == [counting["night_id"]]
-    third = run_json(write_pairs(tmp_path / "s.npz", "abcd"), tmp_path / "w")
-    assert (third["number"], third["previous"], third["new"], third["removed"]) == (2, first["night_id"], 2, 0)
-    with pytest.raises(WorkspaceError, match="nothing to undo"):
-        run_nights_twice(tmp_path / "w")
-
-
-def run_nights_twice(workspace: Path) -> None:
-    for _ in range(2):
-        CliRunner().invoke(nights, ["undo", "--workspace", str(workspace), "--yes"], catch_exceptions=False)
