@@ -25,7 +25,7 @@ Look at the runs of a workspace, compare them, finish one that was stopped, remo
   neardup runs diff                        the newest against the one before
   neardup runs resume                      the newest that was stopped
   neardup index build --run RUN --promote  go back to an earlier run
-  neardup runs restore RUN                 the night RUN counts again; the next night builds on it
+  neardup runs restore                     the night before (or RUN) counts again; the next one builds on it
   neardup runs gc --keep 7 --dry-run
 
 A finished run never changes.
@@ -62,8 +62,9 @@ def list_command(*, workspace: Path, json_output: bool) -> None:
     if records:
         show_table(
             "",
-            ["run", "state", "night", "started", "seconds", "images", "clusters", "duplicates", "source"],
+            ["run", "state", "started", "seconds", "images", "clusters", "duplicates", "source"],
             [_line(record, state) for record, state in zip(records, states, strict=True)],
+            wrapped=("source",),
         )
     for one in damaged:
         click.echo(f"{one.run_id}  {one.problem}")
@@ -160,16 +161,16 @@ def resume(*, run: str | None, workspace: Path, json_output: bool, verbose: bool
 
 
 @command.command()
-@click.argument("run")
+@click.argument("run", required=False)
 @_shared_options
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore(*, run: str, workspace: Path, json_output: bool, dry_run: bool, yes: bool) -> None:
-    """Make the night RUN the one that counts: later nights are undone, and the next night builds on it.
+def restore(*, run: str | None, workspace: Path, json_output: bool, dry_run: bool, yes: bool) -> None:
+    """Make the night RUN, by default the one before, count: later ones are undone, and the next one builds on it.
 
     Lookups answer from the index that is current: `neardup index rollback` or `index build --promote` moves that.
     """
-    from batch_jobs.nights import current_night, night_of_run, require_whole, restore_night
+    from batch_jobs.nights import current_night, night_of_run, read_night, require_whole, restore_night
     from batch_jobs.run_diff import diff_runs
     from batch_jobs.run_records import find_record
     from batch_jobs.workspace import Workspace, required_folder
@@ -179,8 +180,18 @@ def restore(*, run: str, workspace: Path, json_output: bool, dry_run: bool, yes:
         raise click.UsageError("--json asks nothing; add --dry-run or --yes")
     folder = required_folder(workspace)
     with Workspace(folder, what="going back to a night") as opened:
-        night, current = night_of_run(folder, find_record(folder, run).run_id), current_night(folder)
-        if night is None or current is None:
+        current = current_night(folder)
+        if current is None:
+            raise click.UsageError(
+                "this workspace has no nights; `neardup index build --run RUN` serves an earlier run"
+            )
+        if run is not None:
+            night = night_of_run(folder, find_record(folder, run).run_id)
+        elif current.previous is not None:
+            night = read_night(folder, current.previous)
+        else:
+            raise click.UsageError("the first night counts; there is none before it")
+        if night is None:
             raise click.UsageError(f"run {run} is no night; `neardup index build --run {run}` makes an index of it")
         if night == current:
             raise click.UsageError(f"night {night.number} (run {night.run_id}) counts already")
@@ -257,6 +268,14 @@ def _listed(record: RunRecord, state: str) -> dict[str, Any]:
     }
 
 
+def _worded(record: RunRecord, state: str) -> str:
+    """The state, that of a finished night with its number."""
+    number = record.results.get("number")
+    if number is None:
+        return state
+    return f"night {number}" if state == "finished" else f"night {number}, {state}"
+
+
 def _problem(one: DamagedRecord) -> dict[str, str]:
     return {"run_id": one.run_id, "problem": one.problem}
 
@@ -265,8 +284,7 @@ def _line(record: RunRecord, state: str) -> tuple[str, ...]:
     counts = (f"{record.results[name]:,}" if record.results else "" for name in ("images", "clusters", "duplicates"))
     return (
         record.run_id,
-        state,
-        str(record.results.get("number", "")),
+        _worded(record, state),
         record.started_at[:19].replace("T", " "),
         f"{sum(record.seconds.values()):,.1f}" if record.seconds else "",
         *counts,

@@ -23,6 +23,14 @@ def test_known_and_new_make_the_whole(tmp_path: Path) -> None:
 
 def test_a_share_is_of_the_full_run() -> None:
     """Seconds and computed seconds are divided by the full run's."""
-    turn = Turn(wall_s={"full": 50.0, "whole": 10.0}, cpu_s={"full": 100.0, "whole": 5.0}, stage_s={}, peak_mb={})
+    turn = Turn(
+        wall_s={"full": 50.0, "whole": 10.0},
+        cpu_s={"full": 100.0, "whole": 5.0},
+        stage_s={},
+        peak_mb={},
+        num_matches=0,
+        num_different={},
+        num_cut_pairs=0,
+    )
     assert turn.share("whole") == 0.2
     assert turn.cpu_share("whole") == 0.05

@@ -69,6 +69,7 @@ def test_nights_are_compared_decided_about_and_undone(tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     first, second = night(workspace, "cat dog"), night(workspace, "cat fox")
     assert [one["night"] for one in said(workspace, runs.command, "list")["runs"]] == [2, 1]
+    assert "night 2" in neardup(runs.command, "list", "--workspace", workspace).stdout
     changes = said(workspace, runs.command, "diff")
     assert {name: changes[name]["count"] for name in changes if isinstance(changes[name], dict)} == {
         "images_added": 3,
@@ -176,7 +177,8 @@ def test_garbage_collection_keeps_the_night_that_counts(tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     first, second = night(workspace, "cat dog"), night(workspace, "cat fox")
     night(workspace, "cat fox owl")
-    said(workspace, runs.command, "restore", first["run_id"], "--yes")
+    for _ in range(2):
+        said(workspace, runs.command, "restore", "--yes")
     gone = said(workspace, runs.command, "gc", "--keep", "1", "--yes")
     assert any(name.startswith("cluster-") for name in gone["steps"])
     assert members(workspace, "dog-1") == ["dog-0", "dog-1", "dog-2"]
