@@ -62,6 +62,8 @@ class Edges:
     scores: NDArray[np.float32]
 
     def __add__(self, other: Edges) -> Edges:
+        if not other.lefts.size:
+            return self
         return Edges(
             np.append(self.lefts, other.lefts),
             np.append(self.rights, other.rights),
@@ -191,7 +193,7 @@ def cluster_docs(
     rank[np.lexsort((np.arange(num_docs), -pixels))] = np.arange(num_docs)
     crowd_edges, asked = NO_EDGES, np.empty(0, np.int64)
     for rounds_left in reversed(range(MAX_ROUNDS + 1)):
-        all_edges = edges + crowd_edges if crowd_edges.lefts.size else edges
+        all_edges = edges + crowd_edges
         kept = apply_decisions(
             lefts=all_edges.lefts,
             rights=all_edges.rights,

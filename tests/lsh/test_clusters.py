@@ -289,3 +289,16 @@ def test_what_was_before_must_be_nodes() -> None:
     """A canonical outside of the graph is refused."""
     with pytest.raises(ParameterError, match=r"before holds -1\.\.2, out of range -1\.\.1"):
         update(2, {}, [0, 0], before=[2, GONE], is_new=[False, True])
+
+
+@pytest.mark.parametrize("num_new", [MIN_COMMON - 2, MIN_COMMON])
+def test_an_update_names_new_nodes_that_missed_the_canonical_of_their_crowd(num_new: int) -> None:
+    """New nodes that met a member of many neighbours are to meet its canonical; members of few are no crowd."""
+    nodes = range(2, 2 + num_new)
+    edges = {(0, 1): 0.9} | {(1, node): 0.9 for node in nodes}
+    found = update(
+        2 + num_new, edges, [0] * (2 + num_new), before=[0, 0, *nodes], is_new=[False] * 2 + [True] * num_new
+    )
+
+    assert found.unmet.tolist() == ([[0, node] for node in nodes] if num_new >= MIN_COMMON else [])
+    assert found.canonical.tolist() == [0, 0, *nodes]
