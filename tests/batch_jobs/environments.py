@@ -39,9 +39,9 @@ def packed_environment(folder: Path) -> Path:
 def _environment(folder: Path, *more_paths: Path) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    # A .pth file does not run those of the folders it names, so the editable install beside the libraries stays out.
-    paths = "\n".join(map(str, (sysconfig.get_path("purelib"), *more_paths)))
-    (_site_packages(python) / "paths.pth").write_text(paths + "\n")
+    # A path that is added so does not run its own .pth files: the editable install beside the libraries stays out.
+    paths = [str(path) for path in (sysconfig.get_path("purelib"), *more_paths)]
+    (_site_packages(python) / "paths.pth").write_text(f"import sys; sys.path += {paths}\n")
     return python
 
 
