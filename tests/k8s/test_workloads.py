@@ -186,7 +186,7 @@ def test_the_gpu_variant_gives_each_executor_a_gpu() -> None:
         settings = template.get("sparkConf", {})
         assert settings.get(HELD_GPUS) == ("1" if name == "production" else None)
         script = settings.get("spark.executor.resource.gpu.discoveryScript")
-        installed = template["mainApplicationFile"].removeprefix("local://").removesuffix("pipeline.py")
+        installed = template["mainApplicationFile"].removeprefix("local://").removesuffix("nightly.py")
         assert script == (f"{installed}{DISCOVERY_SCRIPT.name}" if name == "production" else None)
         assert "gpu" not in {**template["driver"], **template["executor"]}
         assert ("spark-gpu" in template["image"]) == (name == "production")
