@@ -439,6 +439,8 @@ def operator_errors(workspace: Path) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
+        if _began_with_an_interrupt(error):
+            raise KeyboardInterrupt from error
         said = str(error)
         if "No space left on device" in said or "Disk quota exceeded" in said:
             raise WorkspaceError(disk_full(workspace)) from error
@@ -449,6 +451,14 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WorkspaceError(disk_full(workspace)) from error
         raise
+
+
+def _began_with_an_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C came first: what is cleaned up after it may meet a JVM that is still answering."""
+    before = error.__context__
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__context__
+    return before is not None
 
 
 def _wherever_workers_run(embedder: str) -> str:
