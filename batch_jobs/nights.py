@@ -235,7 +235,12 @@ def read_columns(tables: tuple[str, ...], columns: Sequence[str], *, where: Any 
         pyarrow.dataset.dataset(table, format="parquet").to_table(columns=list(columns), filter=where)
         for table in tables
     ]
-    return pa.concat_tables(parts).combine_chunks()
+    return pa.concat_tables(map(_nullable, parts)).combine_chunks()
+
+
+def _nullable(table: pa.Table) -> pa.Table:
+    """The table with fields that may be null: whether they may depends on what wrote a segment, Spark or pyarrow."""
+    return table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
 
 
 def read_docs(tables: tuple[str, ...]) -> NDArray[np.int64]:

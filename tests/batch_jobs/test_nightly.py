@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -500,3 +501,13 @@ def test_a_damaged_night_is_refused(local: None, tmp_path: Path) -> None:
     path.write_text(json.dumps({"format_version": 2}))
     with pytest.raises(WorkspaceError, match="format version 2"):
         current_night(tmp_path / "nights")
+
+
+def test_segments_may_be_written_by_spark_and_by_pyarrow(tmp_path: Path) -> None:
+    """Spark marks columns that are never null, pyarrow does not; both are segments of one table."""
+    for name, nullable in (("a", False), ("b", True)):
+        (tmp_path / name).mkdir()
+        schema = pa.schema([pa.field("doc", pa.int64(), nullable)])
+        pq.write_table(pa.table({"doc": [1]}, schema=schema), tmp_path / name / "part.parquet")
+    whole = read_columns((str(tmp_path / "a"), str(tmp_path / "b")), ["doc"])
+    assert whole["doc"].to_pylist() == [1, 1]
