@@ -88,7 +88,7 @@ class DecodingPool:
 
     async def _decode(self, content: bytes) -> NDArray[np.uint8]:
         try:
-            process = await self._idle.get()
+            process = await self._living_process()
         finally:
             self._num_waiting -= 1
             self._waiting_bytes -= len(content)
@@ -106,6 +106,12 @@ class DecodingPool:
             raise
         self._idle.put_nowait(process)
         return pixels
+
+    async def _living_process(self) -> asyncio.subprocess.Process:
+        """One that waits for an image; those that ended while they waited are replaced."""
+        while _has_ended(process := await self._idle.get()):
+            await self._replace(process)
+        return process
 
     async def _ask(self, process: asyncio.subprocess.Process, content: bytes) -> NDArray[np.uint8]:
         assert process.stdin is not None  # noqa: S101 - both are pipes
@@ -145,3 +151,7 @@ class DecodingPool:
         )
         self._processes.add(process)
         self._idle.put_nowait(process)
+
+
+def _has_ended(process: asyncio.subprocess.Process) -> bool:
+    return process.returncode is not None or process.stdin is None or process.stdin.is_closing()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -234,26 +235,48 @@ def test_a_decompression_bomb_ends_at_its_limits(serve_pool: RunningServer) -> N
     assert num_restarts >= 1
 
 
-def test_a_decoder_that_is_killed_is_replaced(serve_pool: RunningServer) -> None:
+def test_a_decoder_that_is_killed_while_it_decodes_is_replaced(serve_pool: RunningServer) -> None:
     """As by the kernel when memory is short: the image is rejected, the next one decoded."""
 
-    async def kill_and_decode() -> tuple[object, object]:
-        pool = DecodingPool(size=SIZE, limits=DECODING)
+    async def kill_and_decode() -> tuple[str, object]:
+        pool = DecodingPool(size=SIZE, limits=DecodingLimits(image=DECODING.image, num_processes=1))
         await pool.start()
-        for process in pool._processes:
-            process.kill()
-        try:
-            first: object = await pool.decode(jpeg())
-        except ImageRejected as rejected:
-            first = rejected.detail
+        (process,) = pool._processes
+        process.send_signal(signal.SIGSTOP)
+        first = asyncio.ensure_future(pool.decode(jpeg()))
+        while len(pool):
+            await asyncio.sleep(0)
+        process.kill()
+        with pytest.raises(ImageRejected) as rejected:
+            await first
         second = await pool.decode(jpeg())
         await pool.close()
-        return first, second
+        return rejected.value.detail, second
 
     first, second = serve_pool.run(kill_and_decode())
 
     assert first == "the image ended its decoder"
     assert isinstance(second, np.ndarray)
+
+
+def test_a_decoder_that_is_killed_while_it_waits_costs_no_image(serve_pool: RunningServer) -> None:
+    """Its image was not there yet, so the next one is decoded by another process."""
+
+    async def kill_and_decode() -> tuple[object, int]:
+        pool = DecodingPool(size=SIZE, limits=DECODING)
+        await pool.start()
+        killed = tuple(pool._processes)
+        for process in killed:
+            process.kill()
+        await asyncio.gather(*(process.wait() for process in killed))
+        pixels = await pool.decode(jpeg())
+        await pool.close()
+        return pixels, pool.num_restarts
+
+    pixels, num_restarts = serve_pool.run(kill_and_decode())
+
+    assert isinstance(pixels, np.ndarray)
+    assert num_restarts > 0
 
 
 def test_a_full_decoder_queue_refuses_at_once(serve_pool: RunningServer) -> None:
