@@ -252,7 +252,10 @@ def undone_runs(workspace: Path, records: Iterable[RunRecord]) -> set[str]:
 
 
 def find_record(workspace: Path, run: str | None) -> RunRecord:
-    """The run whose id starts with `run`, the newest finished one without; raises WorkspaceError."""
+    """The run whose id starts with `run`, or the night with that number; the newest finished one without.
+
+    Of nights with one number it is the one that counts, not one that was undone. Raises WorkspaceError.
+    """
     if run is None:
         newest = next(finished_runs(workspace), None)
         if newest is None:
@@ -261,9 +264,12 @@ def find_record(workspace: Path, run: str | None) -> RunRecord:
     if record_path(workspace, run).exists():
         return read_record(workspace, run)
     records, _ = list_records(workspace)
-    found = [one for one in records if one.run_id.startswith(run)] if len(run) >= MIN_PREFIX else []
+    undone = undone_runs(workspace, records)
+    found = [one for one in records if str(one.results.get("number")) == run and one.run_id not in undone]
+    if not found and len(run) >= MIN_PREFIX:
+        found = [one for one in records if one.run_id.startswith(run)]
     if len(found) != 1:
-        said = f"{len(found)} runs start with {run}" if found else f"there is no run {run}"
+        said = f"{len(found)} runs start with {run}" if found else f"there is no run or night {run}"
         raise WorkspaceError(f"{said} in workspace {workspace}; `neardup runs list` shows what there is")
     return found[0]
 

@@ -20,9 +20,10 @@ Look at the runs of a workspace, compare them, finish one that was stopped, remo
 
 \b
   neardup runs list
-  neardup runs show                        the newest; RUN or its first digits for another
+  neardup runs show                        the newest; RUN, its first digits or the number of a night for another
   neardup runs show --report run.html
   neardup runs diff                        the newest against the one before
+  neardup runs diff 3 5                    night 3 against night 5
   neardup runs resume                      the newest that was stopped
   neardup index build --run RUN --promote  go back to an earlier run
   neardup runs restore                     the night before (or RUN) counts again; the next one builds on it

@@ -112,6 +112,18 @@ def test_nights_are_compared_decided_about_and_undone(tmp_path: Path) -> None:
     assert members(workspace, "cat-0") == ["cat-0", "cat-1"]
 
 
+def test_a_night_is_found_by_its_number(tmp_path: Path) -> None:
+    """Where a number was given twice, because a night was undone, it names the one that counts."""
+    workspace = tmp_path / "w"
+    first, undone = night(workspace, "cat dog"), night(workspace, "cat fox")
+    assert said(workspace, runs.command, "show", "2")["run_id"] == undone["run_id"]
+    assert neardup(runs.command, "restore", "1", "--yes", "--workspace", workspace).exit_code == 0
+    second = night(workspace, "cat hen")
+    changes = said(workspace, runs.command, "diff", "1", "2")
+    assert (changes["before"], changes["after"]) == (first["run_id"], second["run_id"])
+    assert neardup(runs.command, "show", "3", "--workspace", workspace).exit_code != 0
+
+
 def test_a_merge_by_hand_holds_in_later_nights(tmp_path: Path) -> None:
     """Images that match nobody stay together, whether clusters are updated or cut anew."""
     workspace = tmp_path / "w"
