@@ -239,8 +239,8 @@ def spark_rows(job: Job) -> Outcome:
     import pyarrow.parquet as pq
 
     from lsh.codes import pair_cosines, quantize
+    from lsh.plans import Plan
     from lsh.terms import TermHasher
-    from lsh.tuning import Plan
 
     rows = job.rows()
     plan = Plan.from_json(job.plan)

@@ -143,7 +143,7 @@ def _planned(path: Path | None, min_shared_terms: int | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lsh.errors import ParameterError
-    from lsh.tuning import Plan
+    from lsh.plans import Plan
 
     try:
         plan = Plan.from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lsh.tuning import Plan, Prediction
+    from lsh.plans import Plan, Prediction
 
 HELP = """\
 Find the cheapest way to hash a corpus that keeps a share of its near pairs.
@@ -68,7 +68,9 @@ def command(
     import numpy as np
 
     from batch_jobs.sources import read_embeddings
-    from lsh.tuning import TuningTarget, measured, near_pairs, plans
+    from lsh.near_pairs import near_pairs
+    from lsh.plans import TuningTarget
+    from lsh.tuning import measured, plans
 
     corpus = read_embeddings(embeddings).embeddings
     if check and num_images not in (None, len(corpus)):

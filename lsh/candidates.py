@@ -6,12 +6,8 @@ its docs and their sketches, so the candidates are the same however the terms ar
 With `first_new_doc` only pairs with a new doc are made. Docs are given in ascending order, so the new docs of a bucket
 are its last, and a pair has a new doc where its right one is new; pairs of known docs were made when those were new.
 
-A bucket of many near-identical docs (memes, blank images) would ask for a quadratic number of pairs, and any sample of
-them would leave a cluster in pieces: members must match their canonical directly. So a crowded bucket is cut as a
-cluster is. A few of its docs become heads, each of which covers a crowd of docs within two thirds of the sketch
-distance; all docs are compared with the heads, and those that no head covers with one another. Heads come from the same
-few docs in every table, so members of a crowd that miss each other in some tables meet its head in others. What is then
-still oversized is halved by a bit of the sketch. What was not compared is counted in `num_cut_pairs`.
+A crowded bucket is cut around heads, which cover what is within two thirds of the sketch distance (`lsh.crowds`). What
+is then still oversized is halved by a bit of the sketch. What was not compared is counted in `num_cut_pairs`.
 
 A bucket is cut with all of its docs, known ones included, so the pairs with a new doc are those that a full run over
 the same docs would make. Heads may change from night to night: a new doc meets the heads of today, and the cluster step
@@ -30,15 +26,13 @@ from numpy.typing import NDArray
 
 from lsh.bits import count_ones, mix64
 from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings
+from lsh.crowds import are_crowded, are_within, brute_force_heads, crowd_heads, doc_ranks, pair_with_heads
 from lsh.errors import ParameterError
 from lsh.sketches import BITS_PER_SKETCH
 from lsh.sorting import starts_of_runs
 
 MAX_DOCS_PER_PARTITION = 1 << 32
 WORDS_PER_SKETCH = 4
-MAX_HEADS = 8
-SAMPLE_PER_CROWD = 8
-UNCUT_PER_CROWD = 4
 _MIN_KEYS_PER_CHUNK = 1 << 22
 _ROW_BITS = np.uint64(32)
 _LOW_ROW = np.uint64((1 << 32) - 1)
@@ -102,10 +96,10 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
     bounds = np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size)
     sizes = np.diff(bounds)
     first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
-    ranks = _ranks(postings.docs)
+    ranks = doc_ranks(postings.docs)
     has_new = postings.doc_rows[bounds[1:] - 1] >= first_new_row
     starts, ends, sizes_of_new = bounds[:-1][has_new], bounds[1:][has_new], sizes[has_new]
-    is_cut = _crowded(
+    is_cut = are_crowded(
         starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
     )
     is_cut |= sizes_of_new > params.max_bucket_size
@@ -130,19 +124,6 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
     )
 
 
-def outside_crowds(sketches: NDArray[np.uint64], params: CandidateParams) -> NDArray[np.bool_]:
-    """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
-    rows = np.arange(len(sketches))
-    ranks = _ranks(rows.astype(np.uint64))
-    while (heads := _heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)).size:
-        is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
-        _pair_with_heads(rows, heads, sketches, 0, params.crowd_distance, 0, keys, is_covered)
-        rows = rows[~is_covered]
-    is_outside = np.zeros(len(sketches), np.bool_)
-    is_outside[rows] = True
-    return is_outside
-
-
 def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
     """The slow twin of `candidate_pairs`: plain Python over sets, for tests and for reading."""
     sketch_of = {
@@ -156,7 +137,9 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, f
     num_cut_buckets = num_cut_pairs = 0
     for term, docs in buckets.items():
         compared = wanted = {pair for pair in combinations(docs, 2) if pair[1] >= first_new_doc}
-        is_crowded = len(docs) > params.max_bucket_size or bool(_brute_force_heads(docs, sketch_of, params))
+        is_crowded = len(docs) > params.max_bucket_size or bool(
+            brute_force_heads(docs, sketch_of, radius=params.crowd_distance, crowd_size=params.crowd_size)
+        )
         if is_crowded and docs[-1] >= first_new_doc:
             bits = np.roll(np.arange(_num_bits(postings)), -_first_bit(term, postings)).tolist()
             compared = wanted & _brute_force_cut(docs, sketch_of, params, bits)
@@ -179,37 +162,15 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, f
 def _brute_force_cut(
     docs: list[int], sketch_of: dict[int, int], params: CandidateParams, bits: list[int]
 ) -> set[tuple[int, int]]:
-    heads = _brute_force_heads(docs, sketch_of, params)
+    heads = brute_force_heads(docs, sketch_of, radius=params.crowd_distance, crowd_size=params.crowd_size)
     if heads:
         compared = {(min(head, doc), max(head, doc)) for head in heads for doc in docs if doc != head}
-        covered = {doc for head in heads for doc in docs if _are_within(params.crowd_distance, head, doc, sketch_of)}
+        covered = {doc for head in heads for doc in docs if are_within(params.crowd_distance, head, doc, sketch_of)}
         return compared | _brute_force_cut([doc for doc in docs if doc not in covered], sketch_of, params, bits)
     if len(docs) <= params.max_bucket_size or not bits:
         return set(combinations(docs, 2))
     halves = ([doc for doc in docs if sketch_of[doc] >> bits[0] & 1 == side] for side in (0, 1))
     return set().union(*(_brute_force_cut(half, sketch_of, params, bits[1:]) for half in halves))
-
-
-def _brute_force_heads(docs: list[int], sketch_of: dict[int, int], params: CandidateParams) -> list[int]:
-    sample = sorted(docs, key=lambda doc: int(mix64(np.uint64(doc))))[: SAMPLE_PER_CROWD * params.crowd_size]
-    heads: list[int] = []
-    remaining = set(sample)
-    while len(docs) > UNCUT_PER_CROWD * params.crowd_size and len(heads) < MAX_HEADS:
-        crowds = {
-            doc: {other for other in remaining if _are_within(params.crowd_distance, doc, other, sketch_of)}
-            for doc in sample[: params.crowd_size]
-            if doc in remaining
-        }
-        largest = max(map(len, crowds.values()), default=0)
-        if largest < params.crowd_size:
-            break
-        heads.append(next(doc for doc, crowd in crowds.items() if 10 * len(crowd) >= 9 * largest))
-        remaining -= crowds[heads[-1]]
-    return heads
-
-
-def _are_within(distance: int, left: int, right: int, sketch_of: dict[int, int]) -> bool:
-    return (sketch_of[left] ^ sketch_of[right]).bit_count() <= distance
 
 
 class _PairTally:
@@ -283,14 +244,14 @@ def _cut_keys(
         rows, bits_used = parts.pop()
         if not rows.size or rows[-1] < first_new_row:
             continue
-        heads = _heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
+        heads = crowd_heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
         if heads.size:
             is_covered = np.empty(rows.size, np.bool_)
             keys = np.empty(min(_MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
             rows_per_chunk = keys.size // heads.size
             for first in range(0, rows.size, rows_per_chunk):
                 led, covers = rows[first : first + rows_per_chunk], is_covered[first : first + rows_per_chunk]
-                num_keys = _pair_with_heads(
+                num_keys = pair_with_heads(
                     led, heads, sketches, distance, params.crowd_distance, first_new_row, keys, covers
                 )
                 yield keys[:num_keys], 0
@@ -351,90 +312,6 @@ def _merged(
 
 
 @njit(cache=True, nogil=True)
-def _ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Distinct ranks that shuffle the docs, in the same way in every table."""
-    ranks = np.empty(docs.size, np.uint64)
-    for i in range(docs.size):
-        ranks[i] = mix64(docs[i])
-    return ranks
-
-
-@njit(cache=True, nogil=True)
-def _crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    doc_rows: NDArray[np.int64],
-    ranks: NDArray[np.uint64],
-    sketches: NDArray[np.uint64],
-    radius: int,
-    crowd_size: int,
-) -> NDArray[np.bool_]:
-    """For each bucket whether it has a head."""
-    is_crowded = np.zeros(starts.size, np.bool_)
-    for bucket in range(is_crowded.size):
-        if ends[bucket] - starts[bucket] > UNCUT_PER_CROWD * crowd_size:
-            sample = _sample(doc_rows[starts[bucket] : ends[bucket]], ranks, SAMPLE_PER_CROWD * crowd_size)
-            is_crowded[bucket] = _near_candidates(sample, sketches, radius, crowd_size)[1].max() >= crowd_size
-    return is_crowded
-
-
-@njit(cache=True, nogil=True)
-def _heads(
-    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
-) -> NDArray[np.int64]:
-    """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
-    heads = np.empty(MAX_HEADS, np.int64)
-    num_heads = 0
-    if rows.size <= UNCUT_PER_CROWD * crowd_size:
-        return heads[:0]
-    sample = _sample(rows, ranks, SAMPLE_PER_CROWD * crowd_size)
-    is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
-    while num_heads < MAX_HEADS and covered.max() >= crowd_size:
-        head = np.argmax(10 * covered >= 9 * covered.max())
-        heads[num_heads] = sample[head]
-        num_heads += 1
-        for j in np.flatnonzero(is_near[head]):
-            is_near[:, j] = False
-            if j < crowd_size:
-                is_near[j] = False
-        for candidate in range(crowd_size):
-            covered[candidate] = is_near[candidate].sum()
-    return np.sort(heads[:num_heads])
-
-
-@njit(cache=True, nogil=True)
-def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
-    """The `num_sampled` rows of lowest rank, ascending by rank."""
-    if rows.size > 16 * num_sampled:
-        # Ranks are uniform: that fewer than an eighth of what is expected fall below the limit does not happen.
-        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(8 * num_sampled)
-        rows = rows[ranks[rows] < limit]
-    return rows[np.argsort(ranks[rows])[:num_sampled]]
-
-
-@njit(cache=True, nogil=True)
-def _near_candidates(
-    sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
-    is_near = np.empty((num_candidates, sample.size), np.bool_)
-    covered = np.zeros(num_candidates, np.int64)
-    for i in range(num_candidates):
-        for j in range(sample.size):
-            is_near[i, j] = _distance(sketches, sample[i], sample[j]) <= np.uint64(radius)
-            covered[i] += is_near[i, j]
-    return is_near, covered
-
-
-@njit(cache=True, nogil=True)
-def _distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.uint64:
-    distance = np.uint64(0)
-    for word in range(sketches.shape[1]):
-        distance += count_ones(sketches[left, word] ^ sketches[right, word])
-    return distance
-
-
-@njit(cache=True, nogil=True)
 def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
@@ -481,31 +358,3 @@ def _distances(words: NDArray[np.uint64], i: int, first: int, size: int, distanc
         of_doc, of_all = words[word, i], words[word]
         for j in range(first, size):
             distances[j] += count_ones(of_doc ^ of_all[j])
-
-
-@njit(cache=True, nogil=True)
-def _pair_with_heads(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    rows: NDArray[np.int64],
-    heads: NDArray[np.int64],
-    sketches: NDArray[np.uint64],
-    max_distance: int,
-    radius: int,
-    first_new_row: int,
-    keys: NDArray[np.uint64],
-    is_covered: NDArray[np.bool_],
-) -> int:
-    """Fills `keys` with the pairs of `rows` and `heads` that have a new row, and says which rows the heads cover.
-
-    A pair of two heads is filled in once.
-    """
-    num_keys = 0
-    for i in range(rows.size):
-        is_covered[i] = False
-        for head in heads:
-            distance = _distance(sketches, rows[i], head)
-            is_covered[i] |= distance <= np.uint64(radius)
-            if rows[i] == head or (rows[i] > head and rows[i] in heads) or max(rows[i], head) < first_new_row:
-                continue
-            keys[num_keys] = (np.uint64(min(rows[i], head)) << _ROW_BITS) | np.uint64(max(rows[i], head))
-            num_keys += distance <= np.uint64(max_distance)
-    return num_keys

@@ -16,146 +16,36 @@ Dong et al., "Modeling LSH for Performance Tuning", CIKM 2008 (from samples, not
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import comb
 from time import thread_time
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
-from lsh.candidates import MAX_HEADS, WORDS_PER_SKETCH, CandidateParams, candidate_pairs, outside_crowds
+from lsh.candidates import WORDS_PER_SKETCH, CandidateParams, candidate_pairs
 from lsh.codes import pair_cosines, quantize
+from lsh.crowds import MAX_HEADS, outside_crowds
 from lsh.errors import ParameterError
+from lsh.near_pairs import NearPairs, near_pairs
+from lsh.plans import MAX_TABLES, MIN_TABLES, Plan, Prediction, TuningTarget, UnitCosts
 from lsh.rotations import checked_embeddings
 from lsh.sketches import BITS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.sorting import starts_of_runs
 from lsh.terms import TermHasher, TermParams
 
 MIN_SAMPLE = 1000
-MAX_TABLES = 64
-MIN_NEAR_PAIRS = 300
-MAX_NEAR_PAIRS = 20_000
-SIMILARITY_BAND = 0.06
 MAX_WALKED_PER_IMAGE = 20_000
 MAX_WALKED_IN_SAMPLE = 60_000_000
-TABLES_TRIED = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64)
+TABLES_TRIED = (MIN_TABLES, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64)
 SKETCH_DISTANCES_TRIED = (*range(40, 90, 2), 96)
 SHARED_TERMS_TRIED = (1, 2, 3, 4)
-_ROWS_PER_PRODUCT = 1024
 _ALL_BITS = BITS_PER_SKETCH * WORDS_PER_SKETCH
 _UNCUT = CandidateParams(max_bucket_size=16384, crowd_size=16384, max_sketch_distance=_ALL_BITS)
 _PAIR_BYTES = 4.3
 _DOCS_PER_BLOCK = 65_536
 _POSTINGS_PER_PARTITION = 16_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuningTarget:
-    """What is asked for: this share of the pairs of a similarity just above `min_similarity`, of `num_images`.
-
-    Where `verified` is False, codes will not be read: candidates that share enough terms are matches, and of these no
-    more than `max_false_ratio` may have a smaller similarity than `min_similarity`.
-    """
-
-    num_images: int
-    min_similarity: float = 0.8
-    target_recall: float = 0.95
-    verified: bool = True
-    max_false_ratio: float = 0.5
-    max_tables: int = MAX_TABLES
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("num_images", 2, 1 << 40),
-            ("min_similarity", 0.3, 0.999),
-            ("target_recall", 0.1, 0.9999),
-            ("max_false_ratio", 0.0, 1.0),
-            ("max_tables", TABLES_TRIED[0], MAX_TABLES),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ParameterError(f"{name}={value} is out of range {low}..{high}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitCosts:
-    """Core-seconds of one posting through both blocks, of one pair walked, kept by its sketch, and verified."""
-
-    posting_s: float
-    walked_s: float
-    kept_s: float
-    verified_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What a plan does, foretold or measured; per image, but for `recall`, `false_ratio` and `largest_bucket`.
-
-    `walked` pairs are compared by sketch, once for each shared term; `candidates` are distinct and shared at least
-    `min_shared_terms`. `false_ratio` is the share of candidates below `min_similarity`.
-    """
-
-    recall: float
-    false_ratio: float
-    walked: float
-    candidates: float
-    term_block_bytes: float
-    pair_block_bytes: float
-    largest_bucket: int
-    hash_s: float
-    join_s: float
-    verify_s: float
-
-    @property
-    def core_s(self) -> float:
-        """Core-seconds of the kernels for one image."""
-        return self.hash_s + self.join_s + self.verify_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One way to run the batch, and what it is predicted to do."""
-
-    terms: TermParams
-    candidates: CandidateParams
-    min_shared_terms: int
-    verified: bool
-    prediction: Prediction
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field by its name, as JSON types; `from_json` is its inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Plan:
-        """The plan that `to_json` wrote; raises ParameterError for missing, unknown or wrong fields."""
-        try:
-            return cls(
-                terms=TermParams.from_json(value["terms"]),
-                candidates=CandidateParams(**value["candidates"]),
-                min_shared_terms=int(value["min_shared_terms"]),
-                verified=bool(value["verified"]),
-                prediction=Prediction(**value["prediction"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ParameterError(f"this is no plan of `neardup tune` ({error}); make it again") from error
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NearPairs:
-    """Pairs of rows `left[i], right[i]` `(m, dim)` float32 whose cosine lies just above the wanted one.
-
-    `is_kept` `(m,)` tells which still reach `min_similarity` by their codes, which verification compares. `planted`
-    tells that the sample held too few, and that they were made from its rows and differences of its rows.
-    """
-
-    min_similarity: float
-    left: NDArray[np.float32]
-    right: NDArray[np.float32]
-    is_kept: NDArray[np.bool_]
-    planted: bool
 
 
 def default_settings(dim: int) -> tuple[TermParams, ...]:
@@ -207,7 +97,8 @@ def plans(
     if len(rows) < MIN_SAMPLE:
         raise ParameterError(f"a sample of {len(rows)} embeddings is too small to tune on; give {MIN_SAMPLE} or more")
     # All settings find the pairs of a crowd, and none is to be chosen for them.
-    is_outside = outside_crowds(_sketches(rows, seed), CandidateParams())
+    limits = CandidateParams()
+    is_outside = outside_crowds(_sketches(rows, seed), radius=limits.crowd_distance, crowd_size=limits.crowd_size)
     rows, share = rows[is_outside], float(is_outside.mean())
     if len(rows) < MIN_SAMPLE:
         raise ParameterError(
@@ -286,33 +177,6 @@ def _recall(near: NearPairs, plan: Plan) -> float:
     distances = hamming_distances(_sketches(near.left, seed), _sketches(near.right, seed))
     is_found = (shared_terms >= plan.min_shared_terms) & (distances <= plan.candidates.max_sketch_distance)
     return float(is_found.mean())
-
-
-def near_pairs(sample: NDArray[np.float32], min_similarity: float, *, seed: int = 0) -> NearPairs:
-    """The sample's own pairs of cosine `min_similarity` to `+ 0.06`, or planted ones if there are fewer than 300."""
-    rng = np.random.default_rng(seed)
-    top = min(1.0, min_similarity + SIMILARITY_BAND)
-    pairs = _pairs_in_band(sample, min_similarity, top)
-    if len(pairs) >= MIN_NEAR_PAIRS:
-        if len(pairs) > MAX_NEAR_PAIRS:
-            pairs = pairs[rng.choice(len(pairs), MAX_NEAR_PAIRS, replace=False)]
-        return _near(min_similarity, sample[pairs[:, 0]], sample[pairs[:, 1]], planted=False)
-    left = sample[rng.integers(0, len(sample), 10 * MIN_NEAR_PAIRS)]
-    ends = rng.integers(0, len(sample), (2, len(left)))
-    change = sample[ends[0]] - sample[ends[1]]
-    change -= np.einsum("nd,nd->n", change, left)[:, None] * left
-    norms = np.linalg.norm(change, axis=1, keepdims=True)
-    is_change = norms[:, 0] > 1e-6
-    left, change = left[is_change], (change / np.maximum(norms, 1e-6))[is_change]
-    cosine = rng.uniform(min_similarity, top, len(left)).astype(np.float32)[:, None]
-    right = (cosine * left + np.sqrt(1 - cosine**2) * change).astype(np.float32)
-    return _near(min_similarity, left, right, planted=True)
-
-
-def _near(min_similarity: float, left: NDArray[np.float32], right: NDArray[np.float32], *, planted: bool) -> NearPairs:
-    each = np.arange(len(left))
-    is_kept = pair_cosines(quantize(left), quantize(right), each, each) >= np.float32(min_similarity)
-    return NearPairs(min_similarity, left, right, is_kept, planted)
 
 
 def measured_costs(sample: NDArray[np.float32]) -> UnitCosts:
@@ -551,14 +415,3 @@ def _histogram(shared: NDArray[np.int64], distances: NDArray[np.int64], num_tabl
 def _cosines(rows: NDArray[np.float32], lefts: NDArray[np.int64], rights: NDArray[np.int64]) -> NDArray[np.float32]:
     codes = quantize(rows)
     return pair_cosines(codes, codes, lefts, rights)
-
-
-def _pairs_in_band(rows: NDArray[np.float32], low: float, high: float) -> NDArray[np.int64]:
-    """All pairs of rows, left below right, whose cosine lies in `low .. high`, `(m, 2)`."""
-    found = []
-    for first in range(0, len(rows), _ROWS_PER_PRODUCT):
-        cosines = rows[first : first + _ROWS_PER_PRODUCT] @ rows[first:].T
-        left, right = np.nonzero((cosines >= low) & (cosines < high))
-        is_upper = right > left
-        found.append(np.column_stack([left[is_upper], right[is_upper]]) + first)
-    return np.concatenate(found)

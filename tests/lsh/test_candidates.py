@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lsh import candidates as candidates_module
 from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
-from lsh.candidates import MAX_HEADS, CandidateParams, Candidates, brute_force_candidates, candidate_pairs
+from lsh.candidates import CandidateParams, Candidates, brute_force_candidates, candidate_pairs
 from lsh.clusters import greedy_cut
 from lsh.codes import pair_cosines, quantize
+from lsh.crowds import MAX_HEADS
 from lsh.errors import ParameterError
 from lsh.sketches import long_sketches
 from lsh.terms import TermHasher, TermParams

@@ -13,17 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
+from lsh.near_pairs import near_pairs
+from lsh.plans import Plan, TuningTarget, UnitCosts
 from lsh.terms import TermParams
-from lsh.tuning import (
-    Plan,
-    TuningTarget,
-    UnitCosts,
-    default_settings,
-    measured,
-    near_pairs,
-    plans,
-    shares_at_least,
-)
+from lsh.tuning import default_settings, measured, plans, shares_at_least
 
 COSTS = UnitCosts(posting_s=5e-8, walked_s=2e-9, kept_s=2e-8, verified_s=1e-7)
 SETTINGS = (

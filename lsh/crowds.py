@@ -1,0 +1,172 @@
+"""Crowds: many docs of one bucket that are near one another (memes, blank images), and the heads that lead them.
+
+A crowd would ask for a quadratic number of pairs, and any sample of them would leave a cluster in pieces: members must
+match their canonical directly. So a crowded bucket is cut as a cluster is. A few of its docs become heads, each of
+which covers a crowd of docs within a radius of sketch distance; all docs are compared with the heads, and those that no
+head covers with one another. Heads come from the same few docs in every table, so members of a crowd that miss each
+other in some tables meet its head in others.
+
+A head covers at least `crowd_size` docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` have none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lsh.bits import count_ones, mix64
+
+MAX_HEADS = 8
+SAMPLE_PER_CROWD = 8
+UNCUT_PER_CROWD = 4
+_ROW_BITS = np.uint64(32)
+
+
+def outside_crowds(sketches: NDArray[np.uint64], *, radius: int, crowd_size: int) -> NDArray[np.bool_]:
+    """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
+    rows = np.arange(len(sketches))
+    ranks = doc_ranks(rows.astype(np.uint64))
+    while (heads := crowd_heads(rows, ranks, sketches, radius, crowd_size)).size:
+        is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
+        pair_with_heads(rows, heads, sketches, 0, radius, 0, keys, is_covered)
+        rows = rows[~is_covered]
+    is_outside = np.zeros(len(sketches), np.bool_)
+    is_outside[rows] = True
+    return is_outside
+
+
+def brute_force_heads(docs: list[int], sketch_of: dict[int, int], *, radius: int, crowd_size: int) -> list[int]:
+    """The slow twin of `crowd_heads`, for docs with sketches of any number of bits as integers."""
+    sample = sorted(docs, key=lambda doc: int(mix64(np.uint64(doc))))[: SAMPLE_PER_CROWD * crowd_size]
+    heads: list[int] = []
+    remaining = set(sample)
+    while len(docs) > UNCUT_PER_CROWD * crowd_size and len(heads) < MAX_HEADS:
+        crowds = {
+            doc: {other for other in remaining if are_within(radius, doc, other, sketch_of)}
+            for doc in sample[:crowd_size]
+            if doc in remaining
+        }
+        largest = max(map(len, crowds.values()), default=0)
+        if largest < crowd_size:
+            break
+        heads.append(next(doc for doc, crowd in crowds.items() if 10 * len(crowd) >= 9 * largest))
+        remaining -= crowds[heads[-1]]
+    return heads
+
+
+def are_within(radius: int, left: int, right: int, sketch_of: dict[int, int]) -> bool:
+    """Whether two docs' sketches differ in at most `radius` bits."""
+    return (sketch_of[left] ^ sketch_of[right]).bit_count() <= radius
+
+
+@njit(cache=True, nogil=True)
+def doc_ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Distinct ranks that shuffle the docs, in the same way in every table."""
+    ranks = np.empty(docs.size, np.uint64)
+    for i in range(docs.size):
+        ranks[i] = mix64(docs[i])
+    return ranks
+
+
+@njit(cache=True, nogil=True)
+def are_crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    doc_rows: NDArray[np.int64],
+    ranks: NDArray[np.uint64],
+    sketches: NDArray[np.uint64],
+    radius: int,
+    crowd_size: int,
+) -> NDArray[np.bool_]:
+    """For each bucket whether it has a head."""
+    is_crowded = np.zeros(starts.size, np.bool_)
+    for bucket in range(is_crowded.size):
+        if ends[bucket] - starts[bucket] > UNCUT_PER_CROWD * crowd_size:
+            sample = _sample(doc_rows[starts[bucket] : ends[bucket]], ranks, SAMPLE_PER_CROWD * crowd_size)
+            is_crowded[bucket] = _near_candidates(sample, sketches, radius, crowd_size)[1].max() >= crowd_size
+    return is_crowded
+
+
+@njit(cache=True, nogil=True)
+def crowd_heads(
+    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+) -> NDArray[np.int64]:
+    """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
+    heads = np.empty(MAX_HEADS, np.int64)
+    num_heads = 0
+    if rows.size <= UNCUT_PER_CROWD * crowd_size:
+        return heads[:0]
+    sample = _sample(rows, ranks, SAMPLE_PER_CROWD * crowd_size)
+    is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
+    while num_heads < MAX_HEADS and covered.max() >= crowd_size:
+        head = np.argmax(10 * covered >= 9 * covered.max())
+        heads[num_heads] = sample[head]
+        num_heads += 1
+        for j in np.flatnonzero(is_near[head]):
+            is_near[:, j] = False
+            if j < crowd_size:
+                is_near[j] = False
+        for candidate in range(crowd_size):
+            covered[candidate] = is_near[candidate].sum()
+    return np.sort(heads[:num_heads])
+
+
+@njit(cache=True, nogil=True)
+def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
+    """The `num_sampled` rows of lowest rank, ascending by rank."""
+    if rows.size > 16 * num_sampled:
+        # Ranks are uniform: that fewer than an eighth of what is expected fall below the limit does not happen.
+        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(8 * num_sampled)
+        rows = rows[ranks[rows] < limit]
+    return rows[np.argsort(ranks[rows])[:num_sampled]]
+
+
+@njit(cache=True, nogil=True)
+def _near_candidates(
+    sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
+    is_near = np.empty((num_candidates, sample.size), np.bool_)
+    covered = np.zeros(num_candidates, np.int64)
+    for i in range(num_candidates):
+        for j in range(sample.size):
+            is_near[i, j] = _distance(sketches, sample[i], sample[j]) <= np.uint64(radius)
+            covered[i] += is_near[i, j]
+    return is_near, covered
+
+
+@njit(cache=True, nogil=True)
+def _distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.uint64:
+    distance = np.uint64(0)
+    for word in range(sketches.shape[1]):
+        distance += count_ones(sketches[left, word] ^ sketches[right, word])
+    return distance
+
+
+@njit(cache=True, nogil=True)
+def pair_with_heads(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    rows: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    sketches: NDArray[np.uint64],
+    max_distance: int,
+    radius: int,
+    first_new_row: int,
+    keys: NDArray[np.uint64],
+    is_covered: NDArray[np.bool_],
+) -> int:
+    """Fills `keys` with the pairs of `rows` and `heads` that have a new row, and says which rows the heads cover.
+
+    A pair of two heads is filled in once.
+    """
+    num_keys = 0
+    for i in range(rows.size):
+        is_covered[i] = False
+        for head in heads:
+            distance = _distance(sketches, rows[i], head)
+            is_covered[i] |= distance <= np.uint64(radius)
+            if rows[i] == head or (rows[i] > head and rows[i] in heads) or max(rows[i], head) < first_new_row:
+                continue
+            keys[num_keys] = (np.uint64(min(rows[i], head)) << _ROW_BITS) | np.uint64(max(rows[i], head))
+            num_keys += distance <= np.uint64(max_distance)
+    return num_keys
