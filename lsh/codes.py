@@ -27,7 +27,7 @@ def quantize(embeddings: NDArray[np.float32]) -> NDArray[np.int8]:
         )
     rows = checked_embeddings(embeddings, dim=embeddings.shape[1])
     codes = np.empty(rows.shape, dtype=np.int8)
-    _quantize_rows(rows, codes)
+    quantize_rows(rows, codes)
     return codes
 
 
@@ -64,7 +64,8 @@ def _checked_rows(name: str, rows: NDArray[np.int64], num_codes: int) -> NDArray
 
 
 @njit(cache=True, nogil=True)
-def _quantize_rows(rows: NDArray[np.float32], codes: NDArray[np.int8]) -> None:
+def quantize_rows(rows: NDArray[np.float32], codes: NDArray[np.int8]) -> None:
+    """Fills `codes` `(n, dim)` as `quantize` does."""
     for i in range(rows.shape[0]):
         largest = np.float32(0.0)
         for k in range(rows.shape[1]):

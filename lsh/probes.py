@@ -98,7 +98,7 @@ def probes(embeddings: NDArray[np.float32], params: TermParams, num_probes: int)
     rows = checked_embeddings(embeddings, dim=params.dim)
     plan = probe_plan(params, num_probes)
     terms = np.empty((rows.shape[0], num_probes), dtype=np.uint64)
-    _probe_rows(rows, plan, probe_scratch(plan), terms)
+    probe_rows(rows, plan, probe_scratch(plan), terms)
     return terms
 
 
@@ -143,7 +143,8 @@ def _ranked_vertices(projections: list[float]) -> list[tuple[int, np.float32]]:
 
 
 @njit(cache=True, nogil=True)
-def _probe_rows(rows: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
+def probe_rows(rows: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratch, terms: NDArray[np.uint64]) -> None:
+    """Fills `terms` `(n, num_probes)` as `probes` does."""
     for row in range(rows.shape[0]):
         write_probes(rows[row], plan, scratch, terms[row])
 

@@ -39,7 +39,7 @@ def long_sketches(embeddings: NDArray[np.float32], *, num_words: int, seed: int 
         raise ParameterError(f"embeddings of shape {embeddings.shape} cannot be sketched; pass an (n, dim) array")
     rows = checked_embeddings(embeddings, dim=embeddings.shape[1])
     result = np.zeros((rows.shape[0], num_words), dtype=np.uint64)
-    _sketch_rows(rows, sketch_signs(dim=rows.shape[1], num_words=num_words, seed=seed), result)
+    sketch_rows(rows, sketch_signs(dim=rows.shape[1], num_words=num_words, seed=seed), result)
     return result
 
 
@@ -73,7 +73,7 @@ def expected_distance(cosine: float, *, num_words: int = 1) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _sketch_rows(rows: NDArray[np.float32], signs: NDArray[np.float32], result: NDArray[np.uint64]) -> None:
+def sketch_rows(rows: NDArray[np.float32], signs: NDArray[np.float32], result: NDArray[np.uint64]) -> None:
     """Fills `result`, zeros before; words follow one another through the coordinates of a rotation, then the next."""
     words_per_rotation = signs.shape[2] // BITS_PER_SKETCH
     lanes, rotated = np.empty(signs.shape[2] * LANES, np.float32), np.empty(signs.shape[2] * LANES, np.float32)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from lsh.index import publishing
 from lsh.index.generation import open_generation, verify_generation
-from lsh.index.lookup import Found, HashTables
+from lsh.index.lookup import HashTables
 from lsh.index.manifest import Manifest
 from lsh.index.publishing import ListedGeneration
+from lsh.index.queries import Found
 
 
 class OpenGeneration(Protocol):

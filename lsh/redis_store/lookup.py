@@ -1,4 +1,4 @@
-"""Lookups in the hash tables of a generation in Redis: the kernels of `lsh.index.lookup`, fed from pages.
+"""Lookups in the hash tables of a generation in Redis: the kernels of `lsh.index.kernels`, fed from pages.
 
 In steps, each one round trip to every server whatever the number of queries: pages of posting lists; sketches of the
 docs in them, unless all sketches are kept here, at 32 bytes an image; codes of the docs whose sketch is near; names of
@@ -14,27 +14,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.codes import _quantize_rows
+from lsh.codes import quantize_rows
 from lsh.index import layout
+from lsh.index.kernels import Lists, Scratch, collect, keep_near, rank
 from lsh.index.layout import Parts
-from lsh.index.lookup import (
-    MAX_POSTINGS,
-    Found,
-    _collect,
-    _keep_near,
-    _Lists,
-    _rank,
-    _Scratch,
-    checked_queries,
-    max_sketch_distance,
-    nothing_found,
-    query_scratch,
-)
-from lsh.probes import ProbeScratch, _probe_rows, probe_plan, probe_scratch
+from lsh.index.queries import MAX_POSTINGS, Found, QueryPlan, checked_queries, max_sketch_distance, nothing_found
+from lsh.probes import probe_rows
 from lsh.redis_store.generation import RedisGeneration
 from lsh.redis_store.keys import BUCKETS, CHUNK_BYTES, CHUNKS, buckets_per_page
 from lsh.redis_store.pages import find_lists
-from lsh.sketches import _sketch_rows, sketch_signs
+from lsh.sketches import sketch_rows
 
 _MAX_BYTES_PER_POSTING = 5
 _ROWS_AT_ONCE = 1 << 15
@@ -54,16 +43,11 @@ class RedisHashTables:
     def __init__(self, generation: RedisGeneration, *, max_postings: int = MAX_POSTINGS) -> None:
         manifest = generation.manifest
         self.generation = generation
-        self.max_postings = max_postings
         self._pages = generation.pages
         self._per_page = buckets_per_page(manifest.term_params)
         self._bits_per_part = Parts.of(manifest.term_params).bits_per_part
-        self._plan = probe_plan(manifest.term_params, manifest.num_probes)
-        self._sketch_signs = sketch_signs(
-            dim=manifest.dim, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed
-        )
+        self._plan = QueryPlan(manifest, max_postings=max_postings)
         self._kept_sketches = self._read_sketches() if self._keeps_sketches() else None
-        self._idle: list[tuple[ProbeScratch, _Scratch]] = []
 
     def lookup(
         self,
@@ -76,10 +60,9 @@ class RedisHashTables:
         """As `lsh.index.lookup.HashTables.lookup`, with equal answers."""
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         found = nothing_found(rows.shape[0], k)
-        probe_arrays, scratch = self._take_scratch()
-        try:
-            terms = np.empty((rows.shape[0], self._plan.num_probes), dtype=np.uint64)
-            _probe_rows(rows, self._plan, probe_arrays, terms)
+        with self._plan.scratch() as (probe_scratch, scratch):
+            terms = np.empty((rows.shape[0], self._plan.probes.num_probes), dtype=np.uint64)
+            probe_rows(rows, self._plan.probes, probe_scratch, terms)
             candidates = self._candidates(terms, scratch)
             found.num_candidates[:] = np.diff(candidates.starts)
             near = self._near(rows, candidates, scratch, max_sketch_distance(min_similarity), excluded)
@@ -96,11 +79,9 @@ class RedisHashTables:
                 found.similarities,
                 found.shared_terms,
             )
-        finally:
-            self._idle.append((probe_arrays, scratch))
         return found
 
-    def _candidates(self, terms: NDArray[np.uint64], scratch: _Scratch) -> _Candidates:
+    def _candidates(self, terms: NDArray[np.uint64], scratch: Scratch) -> _Candidates:
         """The distinct docs in the lists of each query's probes `(n, num_probes)`."""
         wanted = terms.astype(np.int64).ravel()
         pages, place = np.unique(wanted // self._per_page, return_inverse=True)
@@ -111,7 +92,7 @@ class RedisHashTables:
         found = find_lists(data, starts, place.astype(np.int64), wanted % self._per_page, per_page=self._per_page)
         if (found.first_chunks >= 0).any():
             data = self._with_chunks(data, found.starts, found.sizes, found.first_chunks)
-        lists = _Lists(
+        lists = Lists(
             part_starts=np.empty(0, dtype=np.uint64),
             offsets=np.empty(0, dtype=np.uint32),
             postings=data,
@@ -120,7 +101,9 @@ class RedisHashTables:
         )
         shape = terms.shape
         return _Candidates(
-            *_collect_rows(lists, found.starts.reshape(shape), found.sizes.reshape(shape), self.max_postings, scratch)
+            *_collect_rows(
+                lists, found.starts.reshape(shape), found.sizes.reshape(shape), self._plan.max_postings, scratch
+            )
         )
 
     def _with_chunks(
@@ -131,7 +114,9 @@ class RedisHashTables:
         first_chunks: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
         """`data` with the long lists behind it, as far as a lookup reads them; `starts` and `sizes` change to match."""
-        sizes[first_chunks >= 0] = np.minimum(sizes[first_chunks >= 0], _MAX_BYTES_PER_POSTING * self.max_postings)
+        sizes[first_chunks >= 0] = np.minimum(
+            sizes[first_chunks >= 0], _MAX_BYTES_PER_POSTING * self._plan.max_postings
+        )
         wanted = {
             chunk: -(-size // CHUNK_BYTES)
             for chunk, size in zip(first_chunks.tolist(), sizes.tolist(), strict=True)
@@ -152,14 +137,14 @@ class RedisHashTables:
         self,
         rows: NDArray[np.float32],
         candidates: _Candidates,
-        scratch: _Scratch,
+        scratch: Scratch,
         max_distance: int,
         excluded: NDArray[np.bool_] | None,
     ) -> _Candidates:
         """The candidates whose sketch is near enough to the query's."""
         is_excluded = np.empty(0, dtype=np.bool_) if excluded is None else excluded
         if self._kept_sketches is not None:
-            sketches, signs = self._kept_sketches, self._sketch_signs
+            sketches, signs = self._kept_sketches, self._plan.sketch_signs
             return _Candidates(*_keep_near_rows(rows, candidates, sketches, is_excluded, max_distance, signs, scratch))
         docs, place = np.unique(candidates.docs, return_inverse=True)
         starts, positions, counts = _keep_near_rows(
@@ -168,7 +153,7 @@ class RedisHashTables:
             self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH),
             is_excluded if excluded is None else is_excluded[docs],
             max_distance,
-            self._sketch_signs,
+            self._plan.sketch_signs,
             scratch,
         )
         return _Candidates(starts, docs[positions], counts)
@@ -184,23 +169,14 @@ class RedisHashTables:
             sketches[start : start + _ROWS_AT_ONCE] = self._pages.rows(layout.SKETCHES, rows).view("<u8")
         return sketches
 
-    def _take_scratch(self) -> tuple[ProbeScratch, _Scratch]:
-        """A set that no other thread uses: one that is idle (`list.pop` is atomic), or a new one."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return probe_scratch(self._plan), query_scratch(
-                num_probes=self._plan.num_probes, max_postings=self.max_postings, dim=self.generation.manifest.dim
-            )
-
 
 @njit(cache=True, nogil=True)
 def _collect_rows(
-    lists: _Lists,
+    lists: Lists,
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     max_postings: int,
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """The fields of `_Candidates`, from where the lists of each query `(n, num_probes)` lie in `lists.postings`."""
     ends = np.zeros(starts.shape[0] + 1, np.int64)
@@ -212,7 +188,7 @@ def _collect_rows(
     for row in range(starts.shape[0]):
         scratch.starts[:] = starts[row]
         scratch.sizes[:] = sizes[row]
-        num_found = _collect(lists, scratch, sizes[row].sum(), max_postings, no_sketches)
+        num_found = collect(lists, scratch, sizes[row].sum(), max_postings, no_sketches)
         ends[row + 1] = ends[row] + num_found
         docs[ends[row] : ends[row + 1]] = scratch.docs[:num_found]
         counts[ends[row] : ends[row + 1]] = scratch.counts[:num_found]
@@ -227,15 +203,15 @@ def _keep_near_rows(  # noqa: PLR0917 - numba kernels take their arrays one by o
     excluded: NDArray[np.bool_],
     max_distance: int,
     signs: NDArray[np.float32],
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """The fields of `_Candidates` that are near; docs are rows of `sketches`."""
     ends = np.zeros(rows.shape[0] + 1, np.int64)
     docs, counts = np.empty(candidates.docs.size, np.int64), np.empty(candidates.docs.size, np.int32)
     for row in range(rows.shape[0]):
         num_found = _load(candidates, row, scratch)
-        _sketch_rows(rows[row : row + 1], signs, scratch.sketch)
-        num_near = _keep_near(scratch, num_found, sketches, excluded, max_distance)
+        sketch_rows(rows[row : row + 1], signs, scratch.sketch)
+        num_near = keep_near(scratch, num_found, sketches, excluded, max_distance)
         ends[row + 1] = ends[row] + num_near
         docs[ends[row] : ends[row + 1]] = scratch.docs[:num_near]
         counts[ends[row] : ends[row + 1]] = scratch.counts[:num_near]
@@ -249,7 +225,7 @@ def _rank_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
     docs_of_rows: NDArray[np.int64],
     codes: NDArray[np.int8],
     min_similarity: np.float32,
-    scratch: _Scratch,
+    scratch: Scratch,
     docs: NDArray[np.int64],
     similarities: NDArray[np.float32],
     shared_terms: NDArray[np.int32],
@@ -257,15 +233,15 @@ def _rank_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
     """Fills the answer of each query; the candidates' docs are rows of `codes`, which belong to `docs_of_rows`."""
     for row in range(rows.shape[0]):
         num_near = _load(candidates, row, scratch)
-        _quantize_rows(rows[row : row + 1], scratch.codes)
-        _rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
+        quantize_rows(rows[row : row + 1], scratch.codes)
+        rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
         for i in range(docs.shape[1]):
             if docs[row, i] >= 0:
                 docs[row, i] = docs_of_rows[docs[row, i]]
 
 
 @njit(cache=True, nogil=True)
-def _load(candidates: _Candidates, row: int, scratch: _Scratch) -> int:
+def _load(candidates: _Candidates, row: int, scratch: Scratch) -> int:
     """Puts the candidates of a query into the scratch; returns how many they are."""
     start, end = candidates.starts[row], candidates.starts[row + 1]
     scratch.docs[: end - start] = candidates.docs[start:end]

@@ -16,7 +16,8 @@ from lsh.codes import pair_cosines, quantize
 from lsh.errors import ParameterError
 from lsh.index import layout
 from lsh.index.generation import Generation, open_generation
-from lsh.index.lookup import Found, HashTables, max_sketch_distance
+from lsh.index.lookup import HashTables
+from lsh.index.queries import Found, max_sketch_distance
 
 if TYPE_CHECKING:
     from tests.lsh.index.conftest import Corpus

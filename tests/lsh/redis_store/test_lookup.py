@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lsh.index.generation import Generation, open_generation
 from lsh.index.layout import params_for
-from lsh.index.lookup import Found, HashTables
+from lsh.index.lookup import HashTables
+from lsh.index.queries import Found
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.redis_store import keys
 from lsh.redis_store.publishing import RedisStore
