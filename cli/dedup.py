@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import pipeline_options
-from cli.progress import BarProgress, LineProgress, wants_bar
+from cli.options import matching_options, pipeline_options, verbose_option
+from cli.progress import progress
 
 if TYPE_CHECKING:
     from batch_jobs.pipeline import Run
@@ -34,27 +33,14 @@ Everything is kept in the workspace; finished steps are reused, and a run that w
 
 @click.command(name="dedup", help=HELP)
 @pipeline_options
-@click.option(
-    "--min-score", type=click.FloatRange(-1.0, 1.0), help="Lowest score of a match. [default: the embedder's own]"
-)
-@click.option(
-    "--min-shared-terms", type=click.IntRange(1), help="LSH terms a pair must share. [default: the plan's, or 1]"
-)
-@click.option(
-    "--plan",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="How to hash: a file that `neardup tune` wrote.",
-)
+@matching_options
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Where to write the HTML report. [default: in the workspace]"
 )
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the summary.")
-@click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
+@verbose_option
 def command(
     *,
-    min_score: float | None,
-    min_shared_terms: int | None,
-    plan: Path | None,
     report: Path | None,
     json_output: bool,
     verbose: bool,
@@ -62,7 +48,7 @@ def command(
 ) -> None:
     from cli.options import run_settings
 
-    settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, plan=plan, **options)
+    settings = run_settings(**options)
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     run_dedup(settings, report=report, json_output=json_output, verbose=verbose)
@@ -70,17 +56,15 @@ def command(
 
 def run_dedup(settings: RunSettings, *, report: Path | None, json_output: bool, verbose: bool) -> Results:
     """Run the pipeline with its progress, write what it hands to people, and print the summary."""
-    from batch_jobs.pipeline import SilentListener, run_pipeline
+    from batch_jobs.pipeline import run_pipeline
     from cli.results import describe_results, finish_run
 
-    bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None
-    listener = bar or (LineProgress() if verbose else SilentListener())
     results: list[Results] = []
+    with progress(json_output=json_output, verbose=verbose) as listener:
 
-    def finish(run: Run, workspace: Workspace) -> None:
-        results.append(finish_run(run, workspace, report=report, listener=listener))
+        def finish(run: Run, workspace: Workspace) -> None:
+            results.append(finish_run(run, workspace, report=report, listener=listener))
 
-    with bar or nullcontext():
         run_pipeline(settings, listener=listener, and_then=finish)
     click.echo(json.dumps(results[0].as_json()) if json_output else describe_results(results[0]))
     return results[0]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import pipeline_options
-from cli.progress import BarProgress, LineProgress, wants_bar
+from cli.options import pipeline_options, verbose_option
+from cli.progress import progress
 
 if TYPE_CHECKING:
     from batch_jobs.pipeline import Run
@@ -30,19 +29,17 @@ listed on standard error and left out.
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The .npz file to write."
 )
-@click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
+@verbose_option
 def command(*, output: Path, verbose: bool, **options: Any) -> None:
     from batch_jobs import embed_images
-    from batch_jobs.pipeline import SilentListener, run_pipeline
+    from batch_jobs.pipeline import run_pipeline
     from cli.options import run_settings
 
     if output.suffix != ".npz":
         raise click.UsageError(f"--output {output}: the name must end in .npz")
     if not output.parent.is_dir():
         raise click.UsageError(f"--output {output}: the folder {output.parent} does not exist")
-    bar = BarProgress() if wants_bar(json_output=False, verbose=verbose) else None
-    with bar or nullcontext():
-        listener = bar or (LineProgress() if verbose else SilentListener())
+    with progress(verbose=verbose) as listener:
         run = run_pipeline(run_settings(**options), listener=listener, until=embed_images.STEP)
     num_embeddings = _write_npz(run, output)
     _list_rejects(run)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import pipeline_options
-from cli.progress import BarProgress, LineProgress, wants_bar
+from cli.options import matching_options, pipeline_options, verbose_option
+from cli.progress import progress
 
 if TYPE_CHECKING:
     from batch_jobs.nightly import NightOptions, NightResults, Plan
@@ -55,17 +54,7 @@ def _image_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 
 @click.command(name="nightly", help=HELP)
 @pipeline_options
-@click.option(
-    "--min-score", type=click.FloatRange(-1.0, 1.0), help="Lowest score of a match. [default: the embedder's own]"
-)
-@click.option(
-    "--min-shared-terms", type=click.IntRange(1), help="LSH terms a pair must share. [default: the plan's, or 1]"
-)
-@click.option(
-    "--plan",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="How to hash: a file that `neardup tune` wrote.",
-)
+@matching_options
 @click.option("--full", "is_full", is_flag=True, help="Cut all clusters from scratch; matches are kept.")
 @click.option(
     "--only",
@@ -79,12 +68,9 @@ def _image_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 @click.option("--promote", "is_promoted", is_flag=True, help="Build an index generation and make it the current one.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Say what would happen, and write nothing.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the summary.")
-@click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
+@verbose_option
 def command(
     *,
-    min_score: float | None,
-    min_shared_terms: int | None,
-    plan: Path | None,
     is_full: bool,
     only: tuple[str, ...],
     keeps_missing: bool,
@@ -98,7 +84,7 @@ def command(
     from batch_jobs.nightly import NightOptions, index_night, plan_night
     from cli.options import run_settings
 
-    settings = run_settings(min_score=min_score, min_shared_terms=min_shared_terms, plan=plan, **options)
+    settings = run_settings(**options)
     night_options = NightOptions(is_full=is_full, only=only, keeps_missing=keeps_missing)
     if is_dry:
         planned = plan_night(settings, night_options)
@@ -139,11 +125,8 @@ def _run_night(
     and_then: Callable[[NightResults, Workspace], Any] | None = None,
 ) -> NightResults:
     from batch_jobs.nightly import run_nightly
-    from batch_jobs.pipeline import SilentListener
 
-    bar = BarProgress() if wants_bar(json_output=json_output, verbose=verbose) else None
-    listener = bar or (LineProgress() if verbose else SilentListener())
-    with bar or nullcontext():
+    with progress(json_output=json_output, verbose=verbose) as listener:
         return run_nightly(settings, options, listener=listener, and_then=and_then)
 
 

@@ -52,6 +52,9 @@ workspace_option = click.option(
 )
 
 
+verbose_option = click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
+
+
 def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add SOURCE and the shared options to a command."""
     for option in reversed(
@@ -93,6 +96,31 @@ def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--master", help="Spark master. [default: local[*]]"),
             click.option(
                 "--partitions", type=click.IntRange(1, 100_000), help="Spark partitions. [default: two a core]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def matching_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what decides how pairs are found and which of them match."""
+    for option in reversed(
+        (
+            click.option(
+                "--min-score",
+                type=click.FloatRange(-1.0, 1.0),
+                help="Lowest score of a match. [default: the embedder's own]",
+            ),
+            click.option(
+                "--min-shared-terms",
+                type=click.IntRange(1),
+                help="LSH terms a pair must share. [default: the plan's, or 1]",
+            ),
+            click.option(
+                "--plan",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="How to hash: a file that `neardup tune` wrote.",
             ),
         )
     ):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from batch_jobs.pipeline import Listener
 
 STAGE_LABELS = {
     "start": "starting Spark",
@@ -75,6 +80,13 @@ def _rate(num_images: int, seconds: float) -> str:
     return f", {num_images / seconds:,.0f} images/s" if num_images and seconds > 0 else ""
 
 
-def wants_bar(*, json_output: bool, verbose: bool) -> bool:
-    """A bar is for a person who watches: standard error is a terminal and no other form was asked for."""
-    return sys.stderr.isatty() and not json_output and not verbose
+@contextmanager
+def progress(*, verbose: bool, json_output: bool = False) -> Iterator[Listener]:
+    """What shows a run: a bar for a person who watches, lines for one who asked for them, else nothing."""
+    from batch_jobs.pipeline import SilentListener
+
+    if sys.stderr.isatty() and not json_output and not verbose:
+        with BarProgress() as bar:
+            yield bar
+    else:
+        yield LineProgress() if verbose else SilentListener()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import workspace_option
+from cli.options import verbose_option, workspace_option
 
 if TYPE_CHECKING:
     from batch_jobs.run_records import DamagedRecord, RunRecord
@@ -124,7 +124,7 @@ def diff(*, before: str | None, after: str | None, workspace: Path, json_output:
 @command.command()
 @click.argument("run", required=False)
 @_shared_options
-@click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
+@verbose_option
 def resume(*, run: str | None, workspace: Path, json_output: bool, verbose: bool) -> None:
     """Finish RUN, by default the newest that was stopped, with the settings it was started with."""
     from dataclasses import replace

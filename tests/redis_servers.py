@@ -31,6 +31,7 @@ class RedisServer:
 
     folder: Path
     options: Sequence[str] = ()
+    conf: Path | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +45,7 @@ class RedisServer:
     def start(self, *, sentinel: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         at = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--loglevel", "warning"]
-        kind = [str(self.folder / "sentinel.conf"), "--sentinel"] if sentinel else []
+        kind = [str(self.folder / "sentinel.conf"), "--sentinel"] if sentinel else [str(self.conf)] if self.conf else []
         self.process = subprocess.Popen(["redis-server", *kind, *at, *self.options], stdout=subprocess.DEVNULL)
         wait_for(self._answers)
 
@@ -72,12 +73,14 @@ def wait_for(holds: Callable[[], object], *, timeout_s: float = 30.0) -> None:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str, append_only: bool = False) -> Iterator[RedisServer]:
-    """One server; with `append_only` every write is on disk before it is acknowledged."""
+def redis_server(
+    folder: Path, *options: str, append_only: bool = False, conf: Path | None = None
+) -> Iterator[RedisServer]:
+    """One server, with its settings in `conf` if given; with `append_only` every write is on disk when acknowledged."""
     if shutil.which("redis-server") is None:
         pytest.skip("needs redis-server")
     durable = ["--appendonly", "yes", "--appendfsync", "always"] if append_only else []
-    server = RedisServer(folder, ["--save", "", *durable, *options])
+    server = RedisServer(folder, options if conf else ["--save", "", *durable, *options], conf=conf)
     try:
         server.start()
         yield server

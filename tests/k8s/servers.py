@@ -1,8 +1,10 @@
-"""Servers as the manifests start them: the same command line, its files and ports replaced by the test's own."""
+"""Replicas and Redis as the manifests start them: the same command line, with files and ports of the test."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.client import Connection, NearDupClient
-from tests.k8s.kustomize import containers, named, overlay
+from tests.k8s.kustomize import K8S, containers, named, overlay
+from tests.redis_servers import redis_server
 from tests.service.corpora import add_current_generation, random_embeddings
 
 TOKEN = "of-this-test"  # noqa: S105
@@ -39,6 +42,12 @@ class Serving:
         with self.client() as client:
             return str(client.lookup(random_embeddings(200)[0]).matches[0].image_id)
 
+    def lookup_registered(self) -> str | None:
+        """The id of the best match for what `register` registers."""
+        with self.client() as client:
+            matches = client.lookup(random_embeddings(1, seed=9)[0]).matches
+        return str(matches[0].image_id) if matches else None
+
 
 def free_ports(number: int) -> list[int]:
     """Ports that were free a moment ago."""
@@ -50,11 +59,28 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextmanager
-def serving(
-    overlay_name: str, kind: str, name: str, folder: Path, *, authority: Path | None = None
-) -> Iterator[Serving]:
-    """Run a server's container with `folder` as its root, without TensorFlow; wait until it serves."""
-    (container,) = containers(named(overlay(overlay_name), kind, name))
+def trial_redis(folder: Path) -> Iterator[str]:
+    """The Redis of the overlay `dev`, with the user of the README; its URL as it stands in the Secret."""
+    objects = overlay("dev")
+    (container,) = containers(named(objects, "StatefulSet", "neardup-redis"))
+    config = named(objects, "ConfigMap", "neardup-redis")["data"]["redis.conf"]
+    mounted = "/etc/neardup/redis"
+    assert container["command"] == ["redis-server", f"{mounted}/redis.conf"]
+    folder.mkdir()
+    password = "of-this-redis"  # noqa: S105
+    (users,) = re.findall(r'users\.acl="(.+?)"$', (K8S / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    (folder / "users.acl").write_text(users.replace("$(sha256 $password)", digest) + "\n")
+    config = config.replace("dir /data", f"dir {folder}").replace(f"{mounted}/", f"{folder}/")
+    (folder / "redis.conf").write_text(config.replace("port 6379", "").replace("bind * -::*", ""))
+    with redis_server(folder, conf=folder / "redis.conf") as server:
+        yield f"redis://neardup:{password}@127.0.0.1:{server.port}"
+
+
+@contextmanager
+def serving(overlay_name: str, folder: Path, *, store: str, authority: Path | None = None) -> Iterator[Serving]:
+    """Run a replica's container with `folder` as its root, without TensorFlow; wait until it serves."""
+    (container,) = containers(named(overlay(overlay_name), "Deployment", "neardup-lookup"))
     grpc_port, metrics_port = free_ports(2)
     ports = {"50051": str(grpc_port), "9100": str(metrics_port)}
     argv = []
@@ -63,12 +89,14 @@ def serving(
         host, _, port = value.rpartition(":")
         value = f"{host}:{ports[port]}" if port in ports else f"{folder}{value}" if value.startswith("/") else value
         argv.append(f"{option}={value}" if value else option)
-    add_current_generation(folder / "workspace" / "index")
+    if not (folder / "workspace").exists():
+        add_current_generation(folder / "workspace" / "index")
     tokens = folder / "etc/neardup/tokens/tokens"
-    tokens.parent.mkdir(parents=True)
+    tokens.parent.mkdir(parents=True, exist_ok=True)
     tokens.write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} read,write test\n")
+    environment = {**os.environ, **{variable["name"]: store for variable in container["env"]}}
     with subprocess.Popen(
-        [sys.executable, "-m", "cli", *argv, "--embedding-only"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "cli", *argv, "--embedding-only"], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             assert process.stderr is not None

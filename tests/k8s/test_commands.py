@@ -32,12 +32,13 @@ def command_lines(name: str) -> Iterator[tuple[str, list[str]]]:
 def parse(arguments: list[str]) -> dict[str, object]:
     """Parse a command line of `neardup` by its own commands; raises click's UsageError."""
     command: click.Command = neardup
-    context = None
+    context = click.Context(command, info_name="neardup", auto_envvar_prefix="NEARDUP")
     while isinstance(command, click.Group):
-        context = click.Context(command, parent=context)
-        _, found, arguments = command.resolve_command(context, arguments)
+        name, found, arguments = command.resolve_command(context, arguments)
         assert found is not None
         command = found
+        if isinstance(command, click.Group):
+            context = click.Context(command, parent=context, info_name=name)
     return command.make_context(command.name, list(arguments), parent=context).params
 
 
@@ -66,8 +67,11 @@ def test_commands_of_neardup_parse(name: str, tmp_path: Path) -> None:
         assert parse(placed(argv[1:], tmp_path)), where
 
 
-def test_commands_of_the_readme_parse() -> None:
-    """What an operator is told to run in a pod exists."""
+def test_commands_of_the_readme_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an operator is told to run in a pod exists, and takes from the environment what it needs."""
+    (replica,) = containers(named(overlay("production"), "Deployment", "neardup-lookup"))
+    for variable in replica["env"]:
+        monkeypatch.setenv(variable["name"], "redis://neardup-redis:6379")
     lines = re.findall(r"-- neardup (.+)$", (K8S / "README.md").read_text(), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
@@ -76,11 +80,12 @@ def test_commands_of_the_readme_parse() -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_other_command_is_known(name: str) -> None:
-    """A container runs `neardup`, the index step, or waits for the workspace's lock."""
+    """A container runs `neardup`, the index step, Redis, or waits for the workspace's lock."""
     others = {where: argv for where, argv in command_lines(name) if argv[0] != "neardup"}
     assert others == {
         "neardup-index/wait": ["flock", "--timeout=36000", "/workspace/.lock", "true"],
         "neardup-index/build": ["python", "-m", "batch_jobs.build_index", "--workspace=/workspace", "--promote"],
+        **({"neardup-redis/redis": ["redis-server", "/etc/neardup/redis/redis.conf"]} if name != "production" else {}),
     }
 
 
@@ -133,11 +138,10 @@ def probes(server: Object) -> list[Object]:
     return [server[f"{when}Probe"] for when in ("startup", "readiness", "liveness")]
 
 
-@pytest.mark.parametrize("kind_and_name", [("Deployment", "neardup-lookup"), ("StatefulSet", "neardup-uploads")])
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_ports_and_probes_are_those_of_the_command(name: str, kind_and_name: tuple[str, str], tmp_path: Path) -> None:
+def test_ports_and_probes_are_those_of_the_command(name: str, tmp_path: Path) -> None:
     """Probes ask where the server listens; by gRPC where it is not encrypted, for a service that health knows."""
-    (server,) = containers(named(overlay(name), *kind_and_name))
+    (server,) = containers(named(overlay(name), "Deployment", "neardup-lookup"))
     options = parse(placed(server["args"], tmp_path))
     ports = {port["name"]: port["containerPort"] for port in server["ports"]}
     assert options["listen"] == f"0.0.0.0:{ports['grpc']}"

@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.neardup_pb2 import DESCRIPTOR
 from service.served import Source
 from tests.k8s.kustomize import K8S, named, overlay
-from tests.k8s.servers import serving
+from tests.k8s.servers import serving, trial_redis
 
 FROM_PROMETHEUS = {"job", "namespace", "pod", "le"}
 VALUES = {
@@ -27,7 +27,7 @@ VALUES = {
     "stage": {"decode", "embed", "lookup", "change", "log"},
     "found_in": {*(source.value for source in Source), "none"},
     "reason": {str(reason) for reason in RejectReason},
-    "job": {"neardup-lookup", "neardup-uploads"},
+    "job": {"neardup-lookup"},
 }
 
 
@@ -42,8 +42,9 @@ def of_image_servers() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Every series of a server by name, with its labels, after one lookup and one register."""
-    with serving("dev", "StatefulSet", "neardup-uploads", tmp_path_factory.mktemp("monitored")) as server:
+    """Every series of a replica by name, with its labels, after one lookup and one register."""
+    folder = tmp_path_factory.mktemp("monitored")
+    with trial_redis(folder / "redis") as store, serving("dev", folder, store=store) as server:
         server.register("upload-1")
         server.lookup()
         with urlopen(f"http://{server.metrics}/metrics") as page:
@@ -105,7 +106,7 @@ def test_expressions_select_exported_series(exported: dict[str, set[str]]) -> No
             labels |= exported[selector.name]
             for matcher in selector.matchers.matchers:
                 assert matcher.name in exported[selector.name] | FROM_PROMETHEUS, where
-                values = set(re.findall(r"[\w-]+", matcher.value.replace("neardup-(lookup|uploads)", "neardup-lookup")))
+                values = set(re.findall(r"[\w-]+", matcher.value))
                 assert values <= VALUES.get(matcher.name, set()) | {"x"}, (where, values)
         assert grouping(expression) <= labels | FROM_PROMETHEUS, where
 
@@ -127,8 +128,8 @@ def test_every_alert_is_explained() -> None:
     assert [name for name, _ in alerts() if f"| `{name}` |" not in text] == []
 
 
-def test_the_monitor_scrapes_the_metrics_of_both_servers() -> None:
-    """Its selector finds both services, and its port is one of theirs; the job is then the service's name."""
+def test_the_monitor_scrapes_the_metrics_of_the_replicas() -> None:
+    """Its selector finds their service, and its port is one of it; the job is then the service's name."""
     objects = overlay("production")
     monitor = named(objects, "ServiceMonitor", "neardup")["spec"]
     found = [one for one in objects if one["kind"] == "Service"]

@@ -1,4 +1,4 @@
-"""The servers of the manifests run, by the command lines that stand there."""
+"""The replicas of the manifests run, by the command lines that stand there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.k8s.kustomize import containers, named, overlay
-from tests.k8s.servers import Serving, serving
+from tests.k8s.servers import Serving, serving, trial_redis
+from tests.redis_servers import wait_for
 from tests.service.test_security import Authority
 
 
@@ -21,18 +22,22 @@ def probed(server: Serving, probe: dict[str, dict[str, str]]) -> int:
         return status
 
 
-def test_the_server_of_uploads_is_probed_used_and_drained(tmp_path: Path) -> None:
-    """It is ready by its own probe, finds what it registered, and ends with 0 before Kubernetes would kill it."""
-    uploads = named(overlay("dev"), "StatefulSet", "neardup-uploads")
-    (container,) = containers(uploads)
-    with serving("dev", "StatefulSet", "neardup-uploads", tmp_path) as server:
+def test_a_replica_is_probed_used_and_drained(tmp_path: Path) -> None:
+    """It is ready by its own probe, finds what another registered, and ends with 0 before Kubernetes would kill it."""
+    lookup = named(overlay("dev"), "Deployment", "neardup-lookup")
+    (container,) = containers(lookup)
+    with (
+        trial_redis(tmp_path / "redis") as store,
+        serving("dev", tmp_path, store=store) as server,
+        serving("dev", tmp_path, store=store) as other,
+    ):
         assert probed(server, container["readinessProbe"]) == health_pb2.HealthCheckResponse.SERVING
         server.register("upload-1")
         assert server.lookup() == "image-0"
+        wait_for(lambda: other.lookup_registered() == "upload-1")
         server.process.send_signal(signal.SIGTERM)
-        grace_s = uploads["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        grace_s = lookup["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert server.process.wait(timeout=grace_s) == 0
-    assert (tmp_path / "var/lib/neardup/uploads.sqlite").exists()
 
 
 def test_the_replicas_of_production_speak_tls(tmp_path: Path) -> None:
@@ -40,6 +45,8 @@ def test_the_replicas_of_production_speak_tls(tmp_path: Path) -> None:
     tls = tmp_path / "etc/neardup/tls"
     tls.mkdir(parents=True)
     Authority(tls, "authority").issue("tls")
-    authority = tls / "authority.pem"
-    with serving("production", "Deployment", "neardup-lookup", tmp_path, authority=authority) as server:
+    with (
+        trial_redis(tmp_path / "redis") as store,
+        serving("production", tmp_path, store=store, authority=tls / "authority.pem") as server,
+    ):
         assert server.lookup() == "image-0"

@@ -15,10 +15,12 @@ from service.settings import ServeSettings
 from tests.k8s.kustomize import K8S, OVERLAYS, Object, containers, named, overlay, pod_spec
 
 REPOSITORY = Path(__file__).parents[2]
-SERVERS = (("Deployment", "neardup-lookup"), ("StatefulSet", "neardup-uploads"))
+LOOKUP = ("Deployment", "neardup-lookup")
+REDIS = ("StatefulSet", "neardup-redis")
+WITH_REDIS = ("dev", "staging")
 MADE_BY_THE_OPERATOR = {
     "PersistentVolumeClaim": {"neardup-images"},
-    "Secret": {"neardup-lookup-tokens", "neardup-uploads-tokens", "neardup-tls"},
+    "Secret": {"neardup-tokens", "neardup-store", "neardup-redis", "neardup-tls"},
 }
 
 
@@ -73,11 +75,10 @@ def test_kubernetes_sets_no_options(name: str) -> None:
         assert spec is None or spec["enableServiceLinks"] is False
 
 
-@pytest.mark.parametrize("kind_and_name", SERVERS)
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_server_has_time_to_drain(name: str, kind_and_name: tuple[str, str]) -> None:
+def test_a_replica_has_time_to_drain(name: str) -> None:
     """Kubernetes waits longer than the pause before SIGTERM, the announcement and the drain together."""
-    server = named(overlay(name), *kind_and_name)
+    server = named(overlay(name), *LOOKUP)
     (container,) = containers(server)
     (drain_s,) = [float(argument.split("=")[1]) for argument in container["args"] if "--drain-seconds" in argument]
     pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -86,17 +87,27 @@ def test_a_server_has_time_to_drain(name: str, kind_and_name: tuple[str, str]) -
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_only_one_server_writes_a_log_that_lasts(name: str) -> None:
-    """Replicas share nothing but the workspace, read only; the server of uploads is one, with a volume of its own."""
-    lookup, uploads = (named(overlay(name), *server) for server in SERVERS)
-    kept = {one["name"]: one for one in volumes(lookup)}
-    (mounts,) = [{one["name"]: one for one in container["volumeMounts"]} for container in containers(lookup)]
-    assert mounts["workspace"]["readOnly"] is True
-    assert "emptyDir" in kept["log"]
-    assert uploads["spec"]["replicas"] == 1
-    assert [claim["metadata"]["name"] for claim in uploads["spec"]["volumeClaimTemplates"]] == ["log"]
-    tokens = [one["secret"]["secretName"] for server in (lookup, uploads) for one in volumes(server) if "secret" in one]
-    assert len(set(tokens) - {"neardup-tls"}) == 2
+def test_replicas_keep_nothing(name: str) -> None:
+    """They mount the workspace read-only; uploads go to the store of the Secret, and their only disk is scratch."""
+    lookup = named(overlay(name), *LOOKUP)
+    (container,) = containers(lookup)
+    mounts = {one["name"]: one for one in container["volumeMounts"]}
+    assert [one for one, mount in mounts.items() if not mount.get("readOnly")] == ["tmp"]
+    stores = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"]}
+    assert stores["NEARDUP_SERVE_STORE"] == {"name": "neardup-store", "key": "url"}
+    assert [argument for argument in container["args"] if argument.startswith("--log=")] == []
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_only_trials_have_a_redis_of_their_own(name: str) -> None:
+    """One server with a volume that outlives it; production's Redis is the operator's."""
+    found = [one for one in overlay(name) if (one["kind"], one["metadata"]["name"]) == REDIS]
+    assert len(found) == (name in WITH_REDIS)
+    for one in found:
+        assert one["spec"]["replicas"] == 1
+        (claim,) = one["spec"]["volumeClaimTemplates"]
+        (container,) = containers(one)
+        assert "/data" in [m["mountPath"] for m in container["volumeMounts"] if m["name"] == claim["metadata"]["name"]]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -109,7 +120,10 @@ def test_what_is_referenced_exists(name: str) -> None:
         for volume in volumes(one) if one["kind"] not in ("Namespace", "ConfigMap") and "spec" in one else ():
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             assert claim in {None} | claims | MADE_BY_THE_OPERATOR["PersistentVolumeClaim"]
-            assert volume.get("secret", {}).get("secretName") in {None} | MADE_BY_THE_OPERATOR["Secret"]
+            projected = [
+                one["secret"]["name"] for one in volume.get("projected", {}).get("sources", ()) if "secret" in one
+            ]
+            assert {volume.get("secret", {}).get("secretName"), *projected} <= {None} | MADE_BY_THE_OPERATOR["Secret"]
         spec = pod_spec(one)
         assert spec is None or spec["serviceAccountName"] in accounts
     spark = named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
@@ -132,18 +146,22 @@ def test_the_readme_names_what_the_operator_makes() -> None:
 def test_selectors_find_their_pods(name: str) -> None:
     """Services, budget, spread, autoscaler and network policies select labels that pods carry."""
     objects = overlay(name)
-    labels = {server: named(objects, *server)["spec"]["template"]["metadata"]["labels"].items() for server in SERVERS}
     spark = named(objects, "ScheduledSparkApplication", "neardup-clusters")["spec"]["template"]
-    lookup = labels[SERVERS[0]]
-    for server in SERVERS:
-        assert named(objects, "Service", server[1])["spec"]["selector"].items() <= labels[server]
-        assert named(objects, *server)["spec"]["selector"]["matchLabels"].items() <= labels[server]
-        callers = named(objects, "NetworkPolicy", "neardup-callers")["spec"]["podSelector"]["matchLabels"]
-        assert callers.items() <= labels[server]
+    lookup = named(objects, *LOOKUP)["spec"]["template"]["metadata"]["labels"].items()
+    for server in (LOOKUP, REDIS) if name in WITH_REDIS else (LOOKUP,):
+        labels = named(objects, *server)["spec"]["template"]["metadata"]["labels"].items()
+        assert named(objects, "Service", server[1])["spec"]["selector"].items() <= labels
+        assert named(objects, *server)["spec"]["selector"]["matchLabels"].items() <= labels
+    for policy in ("neardup-callers", "neardup-store"):
+        assert named(objects, "NetworkPolicy", policy)["spec"]["podSelector"]["matchLabels"].items() <= lookup
+    if name in WITH_REDIS:
+        redis = named(objects, *REDIS)["spec"]["template"]["metadata"]["labels"].items()
+        policy = named(objects, "NetworkPolicy", "neardup-redis")["spec"]
+        assert policy["podSelector"]["matchLabels"].items() <= redis
+        assert policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() <= lookup
     budget = named(objects, "PodDisruptionBudget", "neardup-lookup")["spec"]["selector"]["matchLabels"]
     assert budget.items() <= lookup
-    assert not budget.items() <= labels[SERVERS[1]]
-    for spread in named(objects, *SERVERS[0])["spec"]["template"]["spec"]["topologySpreadConstraints"]:
+    for spread in named(objects, *LOOKUP)["spec"]["template"]["spec"]["topologySpreadConstraints"]:
         assert spread["labelSelector"]["matchLabels"].items() <= lookup
     nightly = named(objects, "NetworkPolicy", "neardup-nightly")["spec"]["podSelector"]["matchLabels"]
     assert nightly.items() <= spark["driver"]["labels"].items()
