@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -47,9 +47,6 @@ from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import Workspace, read_json
 from embed.errors import EmbedError
 from lsh.errors import LshError
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 CHANGING_TABLES = ("catalogue", "removed", "rewritten")
 SEGMENTED_STEPS = (catalogue.STEP, embed_images.STEP, make_terms.STEP, select_matches.STEP)
@@ -138,14 +135,13 @@ class NightPipeline(Pipeline):
         workspace: Workspace,
         source: Source,
         *,
-        listener: Listener,
-        spark: SparkSession,
         previous: Night,
         changes: Changes,
         options: NightOptions,
+        **common: Any,
     ) -> None:
         known = known_of(workspace.folder, previous)
-        super().__init__(settings, workspace, source, listener=listener, spark=spark, known=known, changes=changes)
+        super().__init__(settings, workspace, source, known=known, changes=changes, **common)
         self.previous = previous
         self.options = options
         self.num_unopened = changes.num_known
@@ -235,7 +231,7 @@ def run_nightly(
             with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
                 seconds = round(time.monotonic() - started, 3)
                 listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
-                common: dict[str, Any] = {"listener": listener, "spark": spark}
+                common: dict[str, Any] = {"listener": listener, "spark": spark, "command": NIGHTLY}
                 pipeline = (
                     Pipeline(settings, workspace, source, **common)
                     if previous is None
@@ -245,7 +241,7 @@ def run_nightly(
                 )
                 pipeline.seconds["start"] = seconds
                 parent = previous.run_id if previous else None
-                pipeline.begin(NIGHTLY, parent=parent, options=asdict(options))
+                pipeline.begin(parent=parent, options=asdict(options))
                 run = pipeline.run()
             results = _finish(pipeline, run, previous, changes)
         if and_then is not None:

@@ -108,9 +108,11 @@ class Pipeline:
         *,
         listener: Listener,
         spark: SparkSession,
+        command: str = "dedup",
         known: Known = KNOWN_NOTHING,
         changes: Changes | None = None,
     ) -> None:
+        self.command = command
         self.settings = settings
         self.workspace = workspace
         self.source = source
@@ -144,12 +146,13 @@ class Pipeline:
             "decisions": self.decisions.digest,
             **self.night_inputs(),
         }
+        # A first night finds the steps of a `dedup` before it, but is a run of its own.
+        if self.command != "dedup":
+            decides["command"] = self.command
         return digest(decides)[:KEY_LENGTH]
 
-    def begin(
-        self, command: str = "dedup", *, parent: str | None = None, options: Mapping[str, Any] | None = None
-    ) -> None:
-        """Start the record of the run of a command and its options, with paths that hold from any folder.
+    def begin(self, *, parent: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """Start the record of the run and the command's options, with paths that hold from any folder.
 
         `parent` is the run it builds on; the newest finished one without.
         """
@@ -162,7 +165,7 @@ class Pipeline:
         newest = next((one for one in finished_runs(self.workspace.folder) if one.run_id != self.run_id), None)
         record = RunRecord(
             run_id=self.run_id,
-            command=command,
+            command=self.command,
             source=settings.source,
             fingerprint=self.source.fingerprint,
             settings=settings.to_json(),

@@ -172,7 +172,7 @@ def test_matches_are_those_of_all_images_after_any_nights(local: None, tmp_path:
 
 
 def test_the_first_night_is_a_run(local: None, tmp_path: Path) -> None:
-    """A first night has the steps of `dedup`, and reuses those that are there."""
+    """A first night has the steps of `dedup`, and reuses those that are there, under a record of its own."""
     corpus = Corpus(1)
     corpus.add(60)
     run = run_pipeline(settings(corpus.write(tmp_path / "nights.npz"), tmp_path / "nights"))
@@ -180,6 +180,8 @@ def test_the_first_night_is_a_run(local: None, tmp_path: Path) -> None:
     night = current_night(tmp_path / "nights")
     assert night is not None
     assert night.clusters == run.steps["cluster"].key
+    numbers = {one.command: one.results.get("number") for one in list_records(tmp_path / "nights")[0]}
+    assert (numbers["nightly"], night.run_id != run.run_id) == (1, True)
     assert len(list((tmp_path / "nights" / "steps").iterdir())) == len(STEPS)
 
 
