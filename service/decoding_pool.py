@@ -127,12 +127,17 @@ class DecodingPool:
         raise ImageRejected(RejectReason(reason), detail)
 
     async def _replace(self, process: asyncio.subprocess.Process) -> None:
-        self.num_restarts += 1
+        """End a process and start another; raises Overloaded when the machine has no room for it now."""
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        try:
+            await self._add_process()
+        except OSError as error:
+            self._idle.put_nowait(process)  # it keeps its place, and the next image tries again
+            raise Overloaded(f"no decoder process can be started ({error}); try again later") from error
         self._processes.discard(process)
-        await self._add_process()
+        self.num_restarts += 1
 
     async def _add_process(self) -> None:
         limits = self._limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import resource
 import signal
@@ -27,7 +28,7 @@ from service import neardup_pb2 as pb
 from service import neardup_pb2_grpc
 from service.client import lookup_request
 from service.decoding_pool import DecodingLimits, DecodingPool
-from service.errors import CallFailed
+from service.errors import CallFailed, Overloaded
 from service.settings import Limits
 from tests.photos import synthetic_photo
 from tests.service.conftest import RunningServer, Serve
@@ -277,6 +278,32 @@ def test_a_decoder_that_is_killed_while_it_waits_costs_no_image(serve_pool: Runn
 
     assert isinstance(pixels, np.ndarray)
     assert num_restarts > 0
+
+
+def test_a_decoder_that_cannot_be_started_is_started_later(
+    serve_pool: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without room for a process costs the images of that moment, not the decoder."""
+    start = asyncio.create_subprocess_exec
+
+    async def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async def kill_and_decode() -> object:
+        pool = DecodingPool(size=SIZE, limits=DecodingLimits(image=DECODING.image, num_processes=1))
+        await pool.start()
+        (process,) = pool._processes
+        process.kill()
+        await process.wait()
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", no_room)
+        with pytest.raises(Overloaded, match="temporarily unavailable"):
+            await pool.decode(jpeg())
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+        pixels = await pool.decode(jpeg())
+        await pool.close()
+        return pixels
+
+    assert isinstance(serve_pool.run(kill_and_decode()), np.ndarray)
 
 
 def test_a_full_decoder_queue_refuses_at_once(serve_pool: RunningServer) -> None:
