@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.session import write_table
+from batch_jobs.session import write_blobs
 from lsh.blocks import encode_pair_block, join_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 
@@ -52,7 +52,7 @@ class Join:
 def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
     parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
-    write_table(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
+    write_blobs(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
     totals = (
         spark.read.parquet(str(folder / "pair_blocks"))
         .select(

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.session import write_table
+from batch_jobs.session import write_blobs, write_table
 from lsh.blocks import encode_term_blocks
 from lsh.candidates import WORDS_PER_SKETCH
 from lsh.codes import quantize
@@ -46,7 +46,7 @@ def make_terms(
     try:
         blocks = hashed.where("block IS NOT NULL").select("part", "block").repartition(num_partitions, "part")
         # Blocks arrive in any order; sorted they make the same files each time.
-        write_table(blocks.sortWithinPartitions("part", "block"), folder / "term_blocks", by="part")
+        write_blobs(blocks.sortWithinPartitions("part", "block"), folder / "term_blocks", by="part")
         write_table(hashed.where("code IS NOT NULL").select("doc", "code"), folder / "codes")
     finally:
         hashed.unpersist()

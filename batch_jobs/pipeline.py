@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +39,7 @@ STEPS = (
     cluster_matches.STEP,
 )
 IMAGES_PER_TASK = 512
+_LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 262_144
 MAX_DOCS_PER_PARTITION = 131_072
 
@@ -441,19 +442,39 @@ def operator_errors(workspace: Path) -> Iterator[None]:
 
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except (PySparkException, Py4JError, ConnectionError) as error:
         if _began_with_an_interrupt(error):
             raise KeyboardInterrupt from error
-        said = str(error)
+        log = workspace / "spark.log"
+        said = _said(error, log)
         if "No space left on device" in said or "Disk quota exceeded" in said:
             raise WorkspaceError(disk_full(workspace)) from error
+        if "java.lang.OutOfMemoryError" in said:
+            raise SessionError(
+                "Spark's Java process ran out of memory; raise --partitions, or run the step by spark-submit with more "
+                f"--driver-memory; the whole log is {log}"
+            ) from error
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
-        raise SessionError(f"Spark failed: {cause}; the whole log is {workspace / 'spark.log'}") from error
+        raise SessionError(f"Spark failed: {cause}; the whole log is {log}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WorkspaceError(disk_full(workspace)) from error
         raise
+
+
+def _said(error: BaseException, log: Path) -> str:
+    """What Spark says of an error; where its Java process has died, what that wrote last."""
+    from py4j.protocol import Py4JError, Py4JNetworkError
+
+    with suppress(Py4JError, OSError):  # the message of a Java exception is asked of Java
+        said = str(error)
+        if not isinstance(error, (Py4JNetworkError, ConnectionError)):
+            return said
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_OF_LOG_BYTES))
+        return file.read().decode(errors="replace") or "its Java process ended"
+    return "its Java process ended"
 
 
 def _began_with_an_interrupt(error: BaseException) -> bool:

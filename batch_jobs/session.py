@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MIN_JAVA = 17
 POLL_S = 0.25
 ROWS_PER_GROUP = 16_384
+BYTES_PER_GROUP = 16 << 20
 LOCAL_MASTER = "local[*]"
 ROWS_PER_ARROW_BATCH = 2048
 BYTES_PER_ARROW_BATCH = 64 << 20
@@ -48,6 +49,7 @@ def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
         # After Ctrl-C the gateway may be gone before it says goodbye.
         warnings.filterwarnings("ignore", message="Unable to cleanly shutdown Spark", category=RuntimeWarning)
+        from py4j.protocol import Py4JError
         from pyspark.sql import SparkSession
 
         active = SparkSession.getActiveSession()
@@ -58,7 +60,9 @@ def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
         try:
             yield spark
         finally:
-            spark.stop()
+            # A JVM that died cannot be stopped, and what it died of is being told already.
+            with suppress(Py4JError, OSError):
+                spark.stop()
 
 
 def _start(master: str | None, log: Path) -> SparkSession:
@@ -90,6 +94,8 @@ def _start(master: str | None, log: Path) -> SparkSession:
             raise SessionError(f"Spark did not start ({error}); its log is {log}") from error
     if not submitted:
         spark.sparkContext.setLogLevel("ERROR")
+        # It would print a traceback when the JVM dies, which is told anyway.
+        setattr(spark.sparkContext._accumulatorServer, "handle_error", lambda *_: None)  # noqa: B010
     return spark
 
 
@@ -210,10 +216,23 @@ def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[
         thread.join()
 
 
-def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None, by: str | None = None) -> None:
-    """Write a Parquet table; `num_files` None keeps the frame's partitions, `by` makes a folder of each value."""
+def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
+    """Write a Parquet table; `num_files` None keeps the frame's partitions."""
     frame = frame.coalesce(num_files) if num_files else frame
-    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path), partitionBy=by)
+    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+
+
+def write_blobs(frame: DataFrame, path: Path, *, by: str | None = None) -> None:
+    """Write a Parquet table whose rows have megabytes each; `by` makes a folder of each value of a column.
+
+    Parquet looks at the size of a page only once it has a hundred rows unless told otherwise, and would hold all of
+    them in the memory of the JVM, several times over.
+    """
+    writer = frame.write.mode("overwrite").option("compression", "zstd").option("parquet.block.size", BYTES_PER_GROUP)
+    for what in ("page", "block"):
+        for bound in ("min", "max"):
+            writer = writer.option(f"parquet.{what}.size.row.check.{bound}", 1)
+    writer.parquet(str(path), partitionBy=by)
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -294,6 +296,27 @@ def test_interrupted_while_images_are_read_it_goes_on(
     done = neardup(*arguments[:-1], "--json")
     assert done.returncode == ExitCode.OK, done.stderr
     assert members(json.loads(done.stdout)) == members(images_result)
+
+
+@pytest.mark.spark
+def test_a_java_process_that_dies_is_told_in_one_line(
+    embeddings_file: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """As when it runs out of memory: no traceback, and the same command goes on."""
+    arguments = ("dedup", str(embeddings_file), "--workspace", str(tmp_path), "--min-score", "0.8", "-v")
+    process = started_until("terms", arguments)
+    (java,) = [one for one in psutil.Process(process.pid).children() if one.name() == "java"]
+    java.kill()
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == ExitCode.SPARK, stderr
+    assert "Traceback" not in stderr
+    assert re.search(r"neardup: error: Spark failed: .*spark\.log\n$", stderr), stderr
+    done = neardup(*arguments[:-1], "--json")
+    assert done.returncode == ExitCode.OK, done.stderr
+    result = json.loads(done.stdout)
+    assert Path(result["outputs"]["clusters_csv"]).read_bytes() == (
+        Path(undisturbed["outputs"]["clusters_csv"]).read_bytes()
+    )
 
 
 def interrupted_in(stage: str, arguments: tuple[str, ...]) -> tuple[int, str]:
