@@ -25,7 +25,7 @@ from batch_jobs.changes import Changes
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
 from batch_jobs.session import ROWS_PER_GROUP, write_arrow, write_table
-from batch_jobs.sources import Source, SourceKind, read_embeddings
+from batch_jobs.sources import Source, SourceKind, read_embeddings, release_embeddings
 from embed.decoding import ImageLimits, ImageRejected, decode_image
 from embed.preprocessing import to_square
 
@@ -95,6 +95,8 @@ def adopt_embeddings(
             docs = pa.array(first_doc + start + np.arange(len(chunk)))
             embeddings = binary_rows(np.ascontiguousarray(given.embeddings[chunk], dtype="<f4"))
             writer.write_table(pa.table([docs, embeddings], schema=schema))
+    del given
+    release_embeddings()
     write_arrow(schemas.arrow(schemas.REJECTS).empty_table(), folder / "rejects")
     return {}
 

@@ -31,8 +31,8 @@ BYTES_PER_POSTING: Final = 120
 BYTES_PER_PAIR: Final = 85
 CANDIDATES_PER_DOC: Final = 50
 JVM_BYTES: Final = 512 * MIB
-JVM_BYTES_PER_TASK: Final = 384 * MIB
-"""The JVM moves blobs of at most some 64 MiB for each task."""
+JVM_BYTES_PER_TASK: Final = 768 * MIB
+"""The JVM sorts, packs and moves blobs of at most some 64 MiB for each task, several copies at once."""
 MIN_OVERHEAD_BYTES: Final = 384 * MIB
 
 
@@ -67,7 +67,7 @@ def executor_settings(
     """Spark's settings of an executor that runs `num_cores` tasks at once.
 
     >>> executor_settings(num_cores=1)["spark.executor.memory"]
-    '896m'
+    '1280m'
     """
     heap = JVM_BYTES + num_cores * JVM_BYTES_PER_TASK
     tasks = num_cores * task_memory(dim=dim, num_tables=num_tables).peak

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MIN_JAVA = 17
 POLL_S = 0.25
+DRIVER_BYTES = 2 << 30
+"""Of the driver's JVM, for its own; what tasks need comes on top where they run inside it."""
 ROWS_PER_GROUP = 16_384
 BYTES_PER_GROUP = 16 << 20
 LOCAL_MASTER = "local[*]"
@@ -108,18 +110,32 @@ def runs_locally(master: str) -> bool:
     return re.fullmatch(r"local(\[[^]]*\])?", master) is not None
 
 
+def local_tasks(master: str) -> int:
+    """Tasks that a local master runs at once.
+
+    >>> local_tasks("local"), local_tasks("local[4]"), local_tasks("local[3,2]")
+    (1, 4, 3)
+    """
+    asked = re.fullmatch(r"local(?:\[([^],]*).*\])?", master)
+    number = asked[1] if asked else None
+    if number is None:
+        return 1
+    return int(number) if number.isdigit() else num_cores()
+
+
 def own_settings(master: str, log: Path) -> dict[str, str]:
     """What `spark-submit` would have been told: a small driver, and executors that any machine of a cluster can run."""
+    from batch_jobs.memory import JVM_BYTES_PER_TASK, executor_settings
+
+    heap = DRIVER_BYTES + (local_tasks(master) * JVM_BYTES_PER_TASK if runs_locally(master) else 0)
     settings = {
         "spark.master": master,
-        "spark.driver.memory": "2g",
+        "spark.driver.memory": f"{heap >> 20}m",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.warehouse.dir": str(log.parent / ".spark-warehouse"),
     }
     if not runs_locally(master):
-        from batch_jobs.memory import executor_settings
-
         return {**settings, **executor_settings(num_cores=1)}
     return {
         **settings,

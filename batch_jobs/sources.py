@@ -277,6 +277,11 @@ def read_embeddings(path: Path) -> GivenEmbeddings:
     return _read_embeddings(path, _file_state(str(path)))
 
 
+def release_embeddings() -> None:
+    """Let go of the file that was read last: what was looked at of it counts as memory while it is mapped."""
+    _read_embeddings.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _read_embeddings(path: Path, _: tuple[int, int]) -> GivenEmbeddings:
     try:
