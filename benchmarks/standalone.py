@@ -43,7 +43,7 @@ def standalone_cluster(
     *,
     num_workers: int = 2,
     cores: int = 1,
-    memory: str = "1g",
+    memory: str = "2g",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[StandaloneCluster]:
     """Start a cluster that keeps its logs and work in `folder`, and end all of its processes after the block.
