@@ -190,6 +190,28 @@ class Comparison:
         during = _row([_part(sent, is_during, switch_s)], Traffic("promote, during"), OURS, images)
         return [steady, replace(during.over(steady), setting=f"{switch_s:.1f} s")]
 
+    def uploads_beside_lookups(
+        self, server: Address, uploads: str, *, rate_per_s: float, seconds: float, images: int
+    ) -> list[Row]:
+        """New images and lookups, each at a rate: each upload once, held-out images over and over."""
+        lookups = Load(
+            address=server.address,
+            method=LOOKUP_METHOD,
+            requests=self._corpus.requests,
+            seconds=seconds,
+            rate_per_s=rate_per_s,
+        )
+        registers = replace(lookups, method=REGISTER_METHOD, requests=uploads, once=True, seed=1)
+        with LoadGenerator() as uploader:
+            uploader.begin(registers)
+            looked_up = self._generator.run(lookups)
+            registered = uploader.finish()
+        rows = [
+            _row([sent], Traffic(f"{what}, beside each other", rate_per_s=rate_per_s), OURS, images)
+            for what, sent in (("lookups", looked_up), ("uploads", registered))
+        ]
+        return [replace(row, setting=f"{seconds:.0f} s") for row in rows]
+
     def empty_rows(self) -> list[Row]:
         """The empty call itself, over all rounds of each case."""
         return [_row(sent, traffic, EMPTY, 0) for traffic, sent in self._empty_sent.items()]
@@ -370,6 +392,7 @@ def compare(
     rate_per_s: float,
     promote_rate_per_s: float,
     num_registers: int,
+    beside_s: float,
 ) -> list[Row]:
     """All rows: ours, each peer, and the empty call."""
     traffics = [
@@ -392,6 +415,10 @@ def compare(
             rows += comparison.promote(server, next_id, rate_per_s=promote_rate_per_s, images=images)
             requests = register_requests(corpus, num_registers)
             rows.append(comparison.registers(server, requests, images=images))
+            uploads = register_requests(corpus, max(1, round(rate_per_s * beside_s)), name="beside")
+            rows += comparison.uploads_beside_lookups(
+                server, uploads, rate_per_s=rate_per_s, seconds=beside_s, images=images
+            )
         target_recall = rows[0].recall or 0.0
         for name in peers:
             num_kept = min(images, MAX_IMAGES.get(name, images))
@@ -401,14 +428,15 @@ def compare(
         return [*rows, *(comparison.bare(traffic) for traffic in traffics), *comparison.empty_rows()]
 
 
-def register_requests(corpus: Corpus, num_registers: int) -> str:
+def register_requests(corpus: Corpus, num_registers: int, *, name: str = "uploads") -> str:
     """Requests that register images which the corpus does not know, half of them copies of each other."""
-    embeddings = plant_embeddings(num_registers, seed=corpus.seed + 1).embeddings
+    seed = np.random.SeedSequence([corpus.seed, *name.encode()]).generate_state(1)[0]
+    embeddings = plant_embeddings(num_registers, seed=int(seed)).embeddings
     requests = [
-        pb.RegisterRequest(image_id=f"uploads/{number:09d}", query=query_message(row)).SerializeToString()
+        pb.RegisterRequest(image_id=f"{name}/{number:09d}", query=query_message(row)).SerializeToString()
         for number, row in enumerate(embeddings)
     ]
-    return write_requests(corpus.folder / "registers.npy", requests)
+    return write_requests(corpus.folder / f"{name}.npy", requests)
 
 
 def _all_answers(generator: LoadGenerator, corpus: Corpus, server: Address) -> list[bytes]:
@@ -450,6 +478,14 @@ def _peers(_: click.Context, __: click.Parameter, value: str) -> list[str]:
     "--promote-rate", type=click.FloatRange(min=1), default=1000.0, show_default=True, help="Lookups/s at a promote."
 )
 @click.option("--registers", "num_registers", type=click.IntRange(min=2), default=20_000, show_default=True)
+@click.option(
+    "--beside-seconds",
+    "beside_s",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Of --rate lookups/s beside as many uploads/s.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
@@ -461,6 +497,7 @@ def command(
     rate: float,
     promote_rate: float,
     num_registers: int,
+    beside_s: float,
     seed: int,
     json_path: Path | None,
 ) -> None:
@@ -479,6 +516,7 @@ def command(
             rate_per_s=rate,
             promote_rate_per_s=promote_rate,
             num_registers=num_registers,
+            beside_s=beside_s,
         )
     packages = versions("grpcio", "uvloop", "numba", "numpy", "faiss-cpu", "datasketch", "redis")
     _show(rows, num_images, seed)

@@ -122,6 +122,7 @@ def test_the_benchmark_measures_every_contender_in_every_case(tmp_path: Path, mo
     peers = ["flat", *(["datasketch-redis"] if shutil.which("redis-server") else [])]
     path = tmp_path / "serve.json"
     options = ["--seconds", "0.3", "--rate", "50", "--promote-rate", "100", "--registers", "100"]
+    options += ["--beside-seconds", "1"]
     size = ["--images", str(NUM_IMAGES), "--queries", str(NUM_QUERIES), "--peers", ",".join(peers)]
     result = CliRunner().invoke(command, [*size, *options, "--json", str(path)])
     assert result.exit_code == 0, result.output
@@ -132,7 +133,8 @@ def test_the_benchmark_measures_every_contender_in_every_case(tmp_path: Path, mo
         assert [row["in_flight"] for row in own[:2]] == [1, 16]
         assert own[2]["case"] == "open loop"
         assert all(row["recall"] > 0.9 and row["ratio"] > 0 and row["p99_us"] >= row["p50_us"] for row in own)
-    assert {row["case"] for row in rows} == {*lookups, "promote, around", "promote, during", "register"}
+    beside = {"lookups, beside each other", "uploads, beside each other"}
+    assert {row["case"] for row in rows} == {*lookups, *beside, "promote, around", "promote, during", "register"}
     assert all(row["errors"] == 0 for row in rows)
     assert {row["ratio"] for row in rows if row["contender"] == "empty call"} == {1.0}
 
