@@ -33,12 +33,12 @@ from batch_jobs.sources import (
     SIZE_BITS,
     Source,
     SourceKind,
-    embedding_states,
     file_ids,
     file_state,
     place_of,
     read_embeddings,
     read_image_bytes,
+    strings,
 )
 from embed.decoding import ImageLimits, ImageRejected, RejectReason, read_header
 
@@ -104,10 +104,10 @@ def catalogue_embeddings(
         raise SourceError(_duplicate_ids(source, [str(image_id) for image_id in dict.fromkeys(twice[:EXAMPLES])]))
     docs = pa.array(known.next_doc + np.arange(len(image_ids)))
     columns = {
-        "image_id": pa.array(image_ids.tolist(), pa.string()),
+        "image_id": strings(image_ids),
         "doc": docs,
         "original_doc": docs,
-        "state": pa.array(embedding_states(given.embeddings[rows])),
+        "state": pa.array(given.states[rows]),
     }
     write_arrow(_filled(columns, CATALOGUE_ARROW, len(image_ids)), folder / "catalogue")
     write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")

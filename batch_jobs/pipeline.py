@@ -10,17 +10,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs import (
+    catalogue,
+    cluster_matches,
+    driver_steps,
+    embed_images,
+    find_candidates,
+    make_terms,
+    select_matches,
+)
 from batch_jobs.changes import Changes
 from batch_jobs.decisions import read_decisions
+from batch_jobs.driver_steps import Driver
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.gpus import embed_resources
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
-from batch_jobs.session import default_parallelism, spark_session, watched
+from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
@@ -42,6 +52,8 @@ IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 262_144
 MAX_DOCS_PER_PARTITION = 131_072
+
+Step = ParamSpec("Step")
 
 
 class Listener(Protocol):
@@ -108,7 +120,7 @@ class Pipeline:
         source: Source,
         *,
         listener: Listener,
-        spark: SparkSession,
+        session: Session,
         command: str = "dedup",
         known: Known = KNOWN_NOTHING,
         changes: Changes | None = None,
@@ -118,7 +130,7 @@ class Pipeline:
         self.workspace = workspace
         self.source = source
         self.listener = listener
-        self.spark = spark
+        self.session = session
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
         self.model = model_of(source, settings)
@@ -151,6 +163,13 @@ class Pipeline:
         if self.command != "dedup":
             decides["command"] = self.command
         return digest(decides)[:KEY_LENGTH]
+
+    def start(self, *, since: float) -> None:
+        """End the stage `start`, which began at `since`; Spark starts in it where the run will need it."""
+        if self.needs_spark:
+            self.session.start()
+        self.seconds["start"] = round(time.monotonic() - since, 3)
+        self.listener.stage_finished("start", seconds=self.seconds["start"], reused=False, num_images=0)
 
     def begin(self, *, parent: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         """Start the record of the run and the command's options, with paths that hold from any folder.
@@ -188,7 +207,7 @@ class Pipeline:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
-        return max(2 * default_parallelism(self.spark), -(-num_docs // MAX_DOCS_PER_PARTITION))
+        return max(2 * self.session.parallelism, -(-num_docs // MAX_DOCS_PER_PARTITION))
 
     def run(self, *, until: str = cluster_matches.STEP) -> Run:
         """All steps up to and including `until`."""
@@ -232,7 +251,7 @@ class Pipeline:
                     folder, source=self.source, known=self.known, changes=self.changes
                 )
             return catalogue.catalogue(
-                self.spark,
+                self.session.spark,
                 folder,
                 source=self.source,
                 limits=self.settings.limits,
@@ -259,7 +278,7 @@ class Pipeline:
                 return embed_images.adopt_embeddings(
                     folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
                 )
-            resources = embed_resources(self.spark)
+            resources = embed_resources(self.session.spark)
             task = embed_images.EmbedTask(
                 embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
@@ -268,7 +287,7 @@ class Pipeline:
                 limits=self.settings.limits,
             )
             return embed_images.embed_images(
-                self.spark,
+                self.session.spark,
                 folder,
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
@@ -287,8 +306,8 @@ class Pipeline:
         embedded = self.outputs[embed_images.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
-            return make_terms.make_terms(
-                self.spark,
+            make = self._placed(make_terms.make_terms, driver_steps.make_terms, stage=make_terms.STEP)
+            return make(
                 folder,
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
@@ -310,7 +329,10 @@ class Pipeline:
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
-            found = find_candidates.find_candidates(self.spark, folder, join=join, num_parts=hashed.stats["num_parts"])
+            find = self._placed(
+                find_candidates.find_candidates, driver_steps.find_candidates, stage=find_candidates.STEP
+            )
+            found = find(folder, join=join, num_parts=hashed.stats["num_parts"])
             return {"docs_per_range": join.docs_per_range, **found}
 
         inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
@@ -333,8 +355,8 @@ class Pipeline:
         def write(folder: Path) -> Mapping[str, Any]:
             for name, content in scorer_files(self.model.scorer).items():
                 (folder / name).write_bytes(content)
-            return select_matches.select_matches(
-                self.spark,
+            select = self._placed(select_matches.select_matches, driver_steps.select_matches, stage=select_matches.STEP)
+            return select(
                 folder,
                 pair_blocks=found.table("pair_blocks"),
                 codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
@@ -373,6 +395,29 @@ class Pipeline:
     def cluster_inputs(self) -> dict[str, Any]:
         return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
 
+    @property
+    def needs_spark(self) -> bool:
+        """Whether a step will ask for Spark: images are to be opened, much is new, or Spark was asked for."""
+        if self.source.kind is not SourceKind.EMBEDDINGS:
+            return self.changes is None or len(self.changes.arrivals) > 0
+        num_images = len(read_embeddings(self.source.path).image_ids)
+        return not self._is_small(num_images if self.changes is None else len(self.changes.arrivals))
+
+    def _is_small(self, num_new: int) -> bool:
+        return num_new <= driver_steps.MAX_DOCS and self.session.is_optional
+
+    def _placed(
+        self,
+        on_spark: Callable[Concatenate[SparkSession, Step], Mapping[str, Any]],
+        in_driver: Callable[Concatenate[Driver, Step], Mapping[str, Any]],
+        *,
+        stage: str,
+    ) -> Callable[Step, Mapping[str, Any]]:
+        """The step on Spark, or in this process where little is new."""
+        if not self._is_small(self.outputs[catalogue.STEP].num_rows["catalogue"]):
+            return partial(on_spark, self.session.spark)
+        return partial(in_driver, Driver(self.session.parallelism, partial(self.listener.stage_progressed, stage)))
+
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
         return min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
@@ -380,7 +425,7 @@ class Pipeline:
     def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
         started = time.monotonic()
         self.listener.stage_started(stage)
-        with watched(self.spark, lambda share: self.listener.stage_progressed(stage, share)):
+        with self.session.watched(partial(self.listener.stage_progressed, stage)):
             output = action()
         self.outputs[stage] = output
         self.seconds[stage] = round(time.monotonic() - started, 3)
@@ -422,10 +467,9 @@ def run_pipeline(
     ):
         started = time.monotonic()
         listener.stage_started("start")
-        with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
-            pipeline = Pipeline(settings, workspace, source, listener=listener, spark=spark)
-            pipeline.seconds["start"] = round(time.monotonic() - started, 3)
-            listener.stage_finished("start", seconds=pipeline.seconds["start"], reused=False, num_images=0)
+        with Session(master=settings.master, log=settings.workspace / "spark.log") as session:
+            pipeline = Pipeline(settings, workspace, source, listener=listener, session=session)
+            pipeline.start(since=started)
             if until == STEPS[-1]:
                 pipeline.begin()
             run = pipeline.run(until=until)

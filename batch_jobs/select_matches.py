@@ -9,7 +9,7 @@ similarity and score are the overlap of their terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,16 @@ def select_matches(
     )
     try:
         write_table(scored.where("histogram IS NULL").drop("histogram"), folder / "edges")
-        histograms = [
-            np.frombuffer(row["histogram"], "<i8")
-            for row in scored.where("histogram IS NOT NULL").select("histogram").toLocalIterator()
-        ]
+        histograms = scored.where("histogram IS NOT NULL").select("histogram").toLocalIterator()
+        return histogram_stats([row["histogram"] for row in histograms])
     finally:
         scored.unpersist()
-    histogram = np.sum(histograms, axis=0, dtype=np.int64) if histograms else np.zeros(HISTOGRAM_BINS, np.int64)
+
+
+def histogram_stats(histograms: Sequence[bytes]) -> Mapping[str, Any]:
+    """What the step reports, from the histograms of its tasks."""
+    counts = [np.zeros(HISTOGRAM_BINS, np.int64), *(np.frombuffer(histogram, "<i8") for histogram in histograms)]
+    histogram = np.sum(counts, axis=0, dtype=np.int64)
     return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
 
 

@@ -15,9 +15,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +42,75 @@ BYTES_PER_ARROW_BATCH = 64 << 20
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """The Spark session of a run, started when it is first asked for: a run of small steps never waits for it.
+
+    Use it as a context manager; a session that was started is stopped at the end.
+    """
+
+    def __init__(self, *, master: str | None, log: Path) -> None:
+        self._master = master
+        self._log = log
+        self._started: SparkSession | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._started = None
+        self._open.__exit__(*raised)
+
+    @property
+    def spark(self) -> SparkSession:
+        return self.start()
+
+    def start(self) -> SparkSession:
+        """The session, which is started unless it is there."""
+        if self._started is None:
+            self._started = self._open.enter_context(spark_session(master=self._master, log=self._log))
+        return self._started
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether nobody asked for Spark: no master is given, nor is there a session of other machines."""
+        if self._master is not None or _is_submitted():
+            return False
+        from pyspark.sql import SparkSession
+
+        active = SparkSession.getActiveSession()
+        return active is None or runs_locally(str(active.sparkContext.master))
+
+    @property
+    def parallelism(self) -> int:
+        """Tasks that run at once: those of the session, or one a core where it may never start."""
+        return num_cores() if self.is_optional else default_parallelism(self.spark)
+
+    @contextmanager
+    def watched(self, progress: Callable[[float], None]) -> Iterator[None]:
+        """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(POLL_S):
+                if self._started is None:
+                    continue
+                with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
+                    tracker = self._started.sparkContext.statusTracker()
+                    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+                    total = sum(stage.numTasks for stage in stages if stage)
+                    if total:
+                        progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @contextmanager
@@ -71,7 +140,7 @@ def _start(master: str | None, log: Path) -> SparkSession:
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("neardup")
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    submitted = _is_submitted()
     if not submitted:
         _require_java()
         # `spark-submit` decides these; where it did not run the workers run what the driver runs.
@@ -99,6 +168,10 @@ def _start(master: str | None, log: Path) -> SparkSession:
         # It would print a traceback when the JVM dies, which is told anyway.
         setattr(spark.sparkContext._accumulatorServer, "handle_error", lambda *_: None)  # noqa: B010
     return spark
+
+
+def _is_submitted() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
 def runs_locally(master: str) -> bool:
@@ -207,29 +280,6 @@ def cores_per_task(spark: SparkSession) -> int:
 def default_parallelism(spark: SparkSession) -> int:
     """Tasks that the session runs at once."""
     return max(1, spark.sparkContext.defaultParallelism)
-
-
-@contextmanager
-def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[None]:
-    """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
-    stop = threading.Event()
-    tracker = spark.sparkContext.statusTracker()
-
-    def watch() -> None:
-        while not stop.wait(POLL_S):
-            with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
-                stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-                total = sum(stage.numTasks for stage in stages if stage)
-                if total:
-                    progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from batch_jobs import select_matches
+from batch_jobs import driver_steps
 from batch_jobs.errors import WorkspaceError
 from cli import cluster, explain, index, nightly, runs
 from cli.exit_codes import ExitCode
-from tests.batch_jobs.local_steps import use_local_steps
 
 DIM = 256
 IN_EACH = 3
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_local_steps(monkeypatch)
 
 
 def write_source(path: Path, kinds: str, *, without: str = "") -> Path:
@@ -158,7 +152,7 @@ def test_a_stopped_night_is_resumed_with_its_options(tmp_path: Path, monkeypatch
     whole = said(tmp_path / "whole", nightly.command, *arguments)
     workspace = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(select_matches, "select_matches", stop)
+        patch.setattr(driver_steps, "select_matches", stop)
         assert isinstance(
             neardup(nightly.command, *arguments, "--workspace", workspace).exception, KeyboardInterrupt | SystemExit
         )
