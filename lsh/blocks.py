@@ -122,24 +122,24 @@ def join_term_blocks(
     """
     added = decode_term_blocks(new)
     terms = added.terms[starts_of_runs(added.terms)]
-    shared = [_restricted(_decode_term_block(block), terms, removed_docs) for block in known]
+    shared = [_restricted(block, terms, removed_docs) for block in known]
     return _merged([*(part for part in shared if part.terms.size), added])
 
 
-def _restricted(postings: TermPostings, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
-    """The postings of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
-    kept = _positions_of_terms(postings.terms, terms)
-    rows, row_of_posting = np.unique(postings.doc_rows[kept], return_inverse=True)
-    is_removed = _is_in_sorted(postings.docs[rows], removed_docs)
-    is_kept = ~is_removed[row_of_posting]
-    new_row = np.cumsum(~is_removed) - 1
-    rows = rows[~is_removed]
-    return TermPostings(
-        postings.terms[kept[is_kept]],
-        new_row[row_of_posting[is_kept]],
-        postings.docs[rows],
-        postings.sketches[rows],
-    )
+def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
+    """The postings of a block of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
+    docs, block_terms, rows, sketches = _columns_of_block(block)
+    kept = _positions_of_terms(block_terms, terms)
+    rows = rows[kept]
+    _check_rows(rows, docs.size)
+    is_named = np.zeros(docs.size, dtype=np.bool_)
+    is_named[rows] = True
+    if removed_docs.size:
+        is_named &= ~_is_in_sorted(docs, removed_docs)
+        is_kept = is_named[rows]
+        kept, rows = kept[is_kept], rows[is_kept]
+    named, new_row = np.flatnonzero(is_named), np.cumsum(is_named) - 1
+    return _checked_postings(block_terms[kept], new_row[rows], docs[named], sketches[named])
 
 
 def _is_in_sorted(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -219,6 +219,15 @@ def _encode_term_block(
 
 
 def _decode_term_block(block: FrameBytes) -> TermPostings:
+    docs, terms, rows, sketches = _columns_of_block(block)
+    _check_rows(rows, docs.size)
+    return _checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
+
+
+def _columns_of_block(
+    block: FrameBytes,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie, unchecked."""
     counts, body = TERM_BLOCK.unpack(block)
     num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
     if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
@@ -226,14 +235,24 @@ def _decode_term_block(block: FrameBytes) -> TermPostings:
     docs_data, terms_data, rows_data, sketches_data = TERM_BLOCK.split(
         body, [docs_bytes, terms_bytes, rows_bytes, 8 * words_per_sketch * num_docs]
     )
-    docs = decode_sorted(docs_data, num_docs)
-    terms = decode_sorted(terms_data, num_postings)
-    rows = decode(rows_data, num_postings)
-    if num_postings and int(rows.max()) >= num_docs:
+    return (
+        decode_sorted(docs_data, num_docs),
+        decode_sorted(terms_data, num_postings),
+        decode(rows_data, num_postings),
+        np.frombuffer(sketches_data, dtype="<u8").reshape(num_docs, words_per_sketch),
+    )
+
+
+def _check_rows(rows: NDArray[np.uint64], num_docs: int) -> None:
+    if rows.size and int(rows.max()) >= num_docs:
         raise FormatError(f"a posting names doc row {int(rows.max())}, the term block has {num_docs} docs")
+
+
+def _checked_postings(
+    terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64]
+) -> TermPostings:
     try:
-        sketches = np.frombuffer(sketches_data, dtype="<u8").astype(np.uint64).reshape(num_docs, words_per_sketch)
-        return TermPostings(terms, rows.astype(np.int64), docs, sketches)
+        return TermPostings(terms, doc_rows, docs, sketches)
     except ParameterError as error:
         raise FormatError(f"a term block is damaged: {error}") from error
 
