@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.session import write_blobs
@@ -51,6 +50,8 @@ class Join:
 
 def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
+    from pyspark.sql import functions as f
+
     parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
     write_blobs(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
     totals = (

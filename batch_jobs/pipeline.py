@@ -6,6 +6,7 @@ images -> catalogue -> embed -> terms -> candidates -> select -> cluster
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -481,12 +482,9 @@ def run_pipeline(
 @contextmanager
 def operator_errors(workspace: Path) -> Iterator[None]:
     """Spark's errors and those of a full disk in an operator's words; the whole story stays in the log."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
     try:
         yield
-    except (PySparkException, Py4JError, ConnectionError) as error:
+    except _spark_errors() as error:
         if _began_with_an_interrupt(error):
             raise KeyboardInterrupt from error
         log = workspace / "spark.log"
@@ -505,6 +503,16 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WorkspaceError(disk_full(workspace)) from error
         raise
+
+
+def _spark_errors() -> tuple[type[BaseException], ...]:
+    """What Spark raises, nothing where no step has loaded it."""
+    if "py4j" not in sys.modules:
+        return ()
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return (PySparkException, Py4JError, ConnectionError)
 
 
 def _said(error: BaseException, log: Path) -> str:

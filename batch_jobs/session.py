@@ -78,6 +78,8 @@ class Session:
         """Whether nobody asked for Spark: no master is given, nor is there a session of other machines."""
         if self._master is not None or _is_submitted():
             return False
+        if "pyspark.sql" not in sys.modules:
+            return True
         from pyspark.sql import SparkSession
 
         active = SparkSession.getActiveSession()
