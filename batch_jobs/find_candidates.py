@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.session import write_blobs
+from batch_jobs.task_files import parquet_file, run_tasks
 from lsh.blocks import encode_pair_block, join_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 
@@ -51,24 +50,27 @@ class Join:
 
 def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
-    parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
-    write_blobs(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
-    totals = (
-        spark.read.parquet(str(folder / "pair_blocks"))
-        .select(
-            *[f.sum(name).alias(name) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")],
-            f.max("largest_bucket").alias("largest_bucket"),
-        )
-        .first()
-    )
-    return {name: int(count or 0) for name, count in totals.asDict().items()} if totals else {}
+    (folder / "pair_blocks").mkdir()
+
+    def write_pairs(part: int) -> pa.Table:
+        found = join_part(part, join)
+        write_pair_blocks(found, folder / "pair_blocks", part=part)
+        return found.drop_columns(["left_range", "block"])
+
+    return pair_counts(run_tasks(spark, num_parts, write_pairs, returns=schemas.PAIR_COUNTS, folder=folder))
 
 
-def join_parts(batches: Iterator[pa.RecordBatch], *, join: Join) -> Iterator[pa.RecordBatch]:
-    """Rows of parts to `PAIR_BLOCKS` rows."""
-    for batch in batches:
-        for part in batch["part"].to_pylist():
-            yield from join_part(part, join).to_batches()
+def write_pair_blocks(found: pa.Table, folder: Path, *, part: int) -> None:
+    """The `PAIR_BLOCKS` rows of one part as its file, each block a row group that can be read alone."""
+    with parquet_file(folder / f"part-{part:05d}.parquet", PAIR_BLOCKS_ARROW, compression="none") as file:
+        file.write_table(found, row_group_size=1)
+
+
+def pair_counts(counts: pa.Table) -> dict[str, int]:
+    """The counts of all parts as those of the step."""
+    totals = {name: pc.sum(counts[name]) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")}
+    totals["largest_bucket"] = pc.max(counts["largest_bucket"])
+    return {name: total.as_py() or 0 for name, total in totals.items()}
 
 
 def join_part(part: int, join: Join) -> pa.Table:

@@ -340,7 +340,6 @@ class Pipeline:
                 codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
                 selection=self.selection,
                 docs_per_range=found.stats["docs_per_range"],
-                num_partitions=self.num_partitions,
             )
 
         inputs = {

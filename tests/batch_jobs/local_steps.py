@@ -10,17 +10,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import find_candidates, make_terms, nightly, pipeline, schemas, select_matches
-from batch_jobs.find_candidates import Join, join_part
-from batch_jobs.make_terms import hash_batches
-from batch_jobs.select_matches import HISTOGRAM_BINS, Selection, verify_blocks
+from batch_jobs.find_candidates import Join, join_part, pair_counts
+from batch_jobs.make_terms import hash_batches, make_folders, write_hashed
+from batch_jobs.select_matches import (
+    Selection,
+    histogram_rows,
+    histogram_stats,
+    left_ranges,
+    read_pair_blocks,
+    verify_blocks,
+)
 from batch_jobs.session import write_arrow
 from lsh.terms import TermParams
 
@@ -30,13 +35,8 @@ def local_make_terms(
 ) -> Mapping[str, Any]:
     """`make_terms.make_terms`."""
     batches = pyarrow.dataset.dataset(embeddings, format="parquet").to_batches()
-    rows = pa.Table.from_batches(list(hash_batches(batches, params=params, num_parts=num_partitions)))
-    blocks, codes = (rows.filter(pc.is_valid(rows[column])) for column in ("block", "code"))
-    (folder / "term_blocks").mkdir()
-    for part in range(num_partitions):
-        of_part = blocks.filter(pc.equal(blocks["part"], part)).select(["block"])
-        write_arrow(of_part, folder / "term_blocks" / f"part={part}")
-    write_arrow(codes.select(["doc", "code"]), folder / "codes")
+    make_folders(folder, num_parts=num_partitions)
+    write_hashed(hash_batches(batches, params=params, num_parts=num_partitions), folder, number=0)
     return {"num_parts": num_partitions}
 
 
@@ -44,9 +44,7 @@ def local_find_candidates(_: Any, folder: Path, *, join: Join, num_parts: int) -
     """`find_candidates.find_candidates`."""
     found = pa.concat_tables([join_part(part, join) for part in range(num_parts)])
     write_arrow(found, folder / "pair_blocks")
-    totals = {name: pc.sum(found[name]) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")}
-    totals["largest_bucket"] = pc.max(found["largest_bucket"])
-    return {name: total.as_py() or 0 for name, total in totals.items()}
+    return pair_counts(found)
 
 
 def local_select_matches(
@@ -57,26 +55,20 @@ def local_select_matches(
     codes: tuple[str, ...],
     selection: Selection,
     docs_per_range: int,
-    num_partitions: int,
 ) -> Mapping[str, Any]:
     """`select_matches.select_matches`."""
-    blocks = pq.read_table(pair_blocks, columns=["left_range", "block"])
-    blocks = blocks.filter(pc.is_valid(blocks["block"]))
     tables = [
         verify_blocks(
-            blocks.filter(pc.equal(blocks["left_range"], left_range)),
+            read_pair_blocks(pair_blocks, left_range),
             codes=codes,
             selection=selection,
             docs_per_range=docs_per_range,
         )
-        for left_range in pc.unique(blocks["left_range"]).sort()
+        for left_range in left_ranges(pair_blocks)
     ]
     scored = pa.concat_tables([schemas.arrow(schemas.SCORED).empty_table(), *tables])
-    is_edge = pc.is_null(scored["histogram"])
-    write_arrow(scored.filter(is_edge).drop_columns("histogram"), folder / "edges")
-    histograms = [np.frombuffer(value, "<i8") for value in scored["histogram"].drop_null().to_pylist()]
-    histogram = np.sum(histograms, axis=0, dtype=np.int64) if histograms else np.zeros(HISTOGRAM_BINS, np.int64)
-    return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
+    write_arrow(scored.filter(pc.is_null(scored["histogram"])).drop_columns("histogram"), folder / "edges")
+    return histogram_stats(histogram_rows(scored))
 
 
 @contextmanager
