@@ -48,11 +48,11 @@ def make_terms(
     spark: SparkSession, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
 ) -> Mapping[str, Any]:
     """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, and `codes`."""
-    shares = _shares(embeddings)
+    shares = row_group_shares(embeddings)
     make_folders(folder, num_parts=num_partitions)
 
     def hash_share(number: int) -> pa.Table:
-        rows = hash_batches(_batches(shares[number]), params=params, num_parts=num_partitions)
+        rows = hash_batches(read_row_groups(shares[number]), params=params, num_parts=num_partitions)
         write_hashed(rows, folder, number=number)
         return schemas.arrow(schemas.PARTS).empty_table()
 
@@ -85,7 +85,7 @@ def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -
                 parts[part].write_batch(batch.select(["block"]).slice(row, 1))
 
 
-def _shares(embeddings: str) -> list[list[RowGroup]]:
+def row_group_shares(embeddings: str) -> list[list[RowGroup]]:
     """The row groups of the embeddings, in order, cut where there are docs enough for a task; one task at least."""
     groups = [
         ((str(path), number), metadata.row_group(number).num_rows)
@@ -105,7 +105,8 @@ def _shares(embeddings: str) -> list[list[RowGroup]]:
     return shares
 
 
-def _batches(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
+def read_row_groups(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
+    """The embeddings of a share, in batches."""
     for path, number in share:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(

@@ -221,6 +221,8 @@ def read_codes(
     table = read_columns(codes, ["doc", "code"], where=(doc >= first) & (doc < first + docs_per_range))
     docs = table["doc"].to_numpy().astype(np.uint64)
     rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
+    if np.all(docs[1:] > docs[:-1]):
+        return docs, rows
     order = np.argsort(docs, kind="stable")
     return docs[order], rows[order]
 

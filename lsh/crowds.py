@@ -115,10 +115,11 @@ def crowd_heads(
 @njit(cache=True, nogil=True)
 def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
     """The `num_sampled` rows of lowest rank, ascending by rank."""
-    if rows.size > 16 * num_sampled:
-        # Ranks are uniform: that fewer than an eighth of what is expected fall below the limit does not happen.
-        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(8 * num_sampled)
-        rows = rows[ranks[rows] < limit]
+    if rows.size > 2 * num_sampled:
+        # Ranks are uniform: rows below the limit are seldom too few, and then all of them are sorted.
+        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
+        lowest = rows[ranks[rows] < limit]
+        rows = lowest if lowest.size >= num_sampled else rows
     return rows[np.argsort(ranks[rows])[:num_sampled]]
 
 
