@@ -51,7 +51,8 @@ class TermParams:
     `num_polytopes`, `polytope_dim` and `last_polytope_dim` (None: as large as the others) belong to the family
     `cross_polytope`, `num_planes` to `hyperplane`, `num_activations` and `num_hashes` to `minhash`. In
     `benchmarks/batch_embeddings.py`'s embeddings, as dense as real ones, the defaults find 96 % of the pairs of cosine
-    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `tuning` finds cheaper params for a corpus.
+    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `MILLION_TERMS` are cheaper, and `tuning` finds
+    what a corpus needs.
     """
 
     family: Family = "cross_polytope"
@@ -131,6 +132,10 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise ParameterError(f"{name}={value!r} is not an integer; pass one in {low}..{high}")
     if not low <= value <= high:
         raise ParameterError(f"{name}={value} is out of range {low}..{high}")
+
+
+MILLION_TERMS = TermParams(num_tables=56, num_polytopes=3, polytope_dim=64, last_polytope_dim=2)
+"""What `tuning` takes for a million embeddings of the density of real ones, and a run without a plan of its own."""
 
 
 class TermHasher:
