@@ -31,6 +31,11 @@ PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
 
 STEP = "candidates"
 TABLES = ("pair_blocks",)
+PART_BYTES = 3 << 29
+"""What joining one part may take."""
+_BYTES_PER_DOC = 90
+_BYTES_PER_POSTING = 76
+"""A posting and, as measured at four million images, its share of the pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,6 +78,21 @@ def pair_counts(counts: pa.Table) -> dict[str, int]:
     return {name: total.as_py() or 0 for name, total in totals.items()}
 
 
+def fitting_parts(num_docs: int, *, num_tables: int) -> int:
+    """The fewest parts of which each can be joined in `PART_BYTES`.
+
+    A part of few names every doc; once there are more parts than tables it names at most one doc for each posting.
+
+    >>> [fitting_parts(num_docs, num_tables=48) for num_docs in (100_000, 1_000_000, 4_000_000, 100_000_000)]
+    [1, 3, 12, 495]
+    """
+    num_postings = num_docs * num_tables
+    left = PART_BYTES - num_docs * _BYTES_PER_DOC
+    naming_all = -(-num_postings * _BYTES_PER_POSTING // left) if left > 0 else num_tables + 1
+    naming_some = -(-num_postings * (_BYTES_PER_POSTING + _BYTES_PER_DOC) // PART_BYTES)
+    return max(1, naming_all if naming_all <= num_tables else naming_some)
+
+
 def join_part(part: int, join: Join) -> pa.Table:
     """All term blocks of one part to `PAIR_BLOCKS` rows, one per range of left docs."""
     known = (block for table in join.known for block in read_blocks(table, part))
@@ -80,10 +100,11 @@ def join_part(part: int, join: Join) -> pa.Table:
         known, list(read_blocks(join.new, part)), removed_docs=join.removed_docs.astype(np.uint64)
     )
     found = candidate_pairs(postings, join.params, first_new_doc=join.first_new_doc)
-    left_ranges = (found.pairs[:, 0] // np.uint64(join.docs_per_range)).astype(np.int64)
+    del postings
     # Pairs are sorted by their left doc, so each range is one slice.
-    ranges, starts = np.unique(left_ranges, return_index=True)
-    ends = np.append(starts, len(left_ranges))[1:]
+    last_range = int(found.pairs[-1, 0]) // join.docs_per_range if len(found.pairs) else -1
+    ranges = np.arange(last_range + 2)
+    bounds = np.searchsorted(found.pairs[:, 0], (ranges * join.docs_per_range).astype(np.uint64))
     rows = [
         {
             "part": part,
@@ -91,7 +112,8 @@ def join_part(part: int, join: Join) -> pa.Table:
             "num_pairs": int(end - start),
             "block": encode_pair_block(found.pairs[start:end], found.shared_terms[start:end]),
         }
-        for left_range, start, end in zip(ranges, starts, ends, strict=True)
+        for left_range, start, end in zip(ranges[:-1], bounds[:-1], bounds[1:], strict=True)
+        if start < end
     ]
     return pa.Table.from_pylist([{"part": part, **_counts(found)}, *rows], schema=PAIR_BLOCKS_ARROW)
 

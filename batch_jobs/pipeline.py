@@ -41,7 +41,6 @@ STEPS = (
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 262_144
-MAX_DOCS_PER_PARTITION = 131_072
 
 
 class Listener(Protocol):
@@ -183,12 +182,13 @@ class Pipeline:
 
     @property
     def num_partitions(self) -> int:
-        """As many as asked for, or two a core, and more once a partition's docs would not fit its memory."""
+        """As many as asked for, or two a core, and more once a partition would not fit its memory."""
         if self.settings.num_partitions:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
-        return max(2 * default_parallelism(self.spark), -(-num_docs // MAX_DOCS_PER_PARTITION))
+        fitting = find_candidates.fitting_parts(num_docs, num_tables=self.terms.num_tables)
+        return max(2 * default_parallelism(self.spark), fitting)
 
     def run(self, *, until: str = cluster_matches.STEP) -> Run:
         """All steps up to and including `until`."""

@@ -119,9 +119,8 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
             tally.add(keys)
             num_cut_pairs -= num_compared
     keys, shared_terms = tally.total()
-    left_rows, right_rows = (keys >> _ROW_BITS).astype(np.int64), (keys & _LOW_ROW).astype(np.int64)
     return Candidates(
-        pairs=np.stack([postings.docs[left_rows], postings.docs[right_rows]], axis=1),
+        pairs=_pairs_of(keys, postings.docs),
         shared_terms=shared_terms,
         num_buckets=num_buckets,
         largest_bucket=largest_bucket,
@@ -291,6 +290,15 @@ def _num_bits(postings: TermPostings) -> int:
 def _first_bit(term: int, postings: TermPostings) -> int:
     """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
     return int(mix64(np.uint64(term))) % _num_bits(postings)
+
+
+@njit(cache=True, nogil=True)
+def _pairs_of(keys: NDArray[np.uint64], docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The docs `(m, 2)` of keys."""
+    pairs = np.empty((keys.size, 2), np.uint64)
+    for i in range(keys.size):
+        pairs[i, 0], pairs[i, 1] = docs[keys[i] >> _ROW_BITS], docs[keys[i] & _LOW_ROW]
+    return pairs
 
 
 @njit(cache=True, nogil=True)
