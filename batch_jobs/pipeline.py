@@ -13,20 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from batch_jobs import (
-    catalogue,
-    cluster_matches,
-    driver_steps,
-    embed_images,
-    find_candidates,
-    make_terms,
-    select_matches,
-)
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.changes import Changes
 from batch_jobs.decisions import read_decisions
-from batch_jobs.driver_steps import Driver
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.gpus import embed_resources
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
@@ -34,12 +25,13 @@ from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
+from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    pass
 
 STEPS = (
     catalogue.STEP,
@@ -52,9 +44,6 @@ STEPS = (
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 262_144
-MAX_DOCS_PER_PARTITION = 131_072
-
-Step = ParamSpec("Step")
 
 
 class Listener(Protocol):
@@ -203,12 +192,13 @@ class Pipeline:
 
     @property
     def num_partitions(self) -> int:
-        """As many as asked for, or two a core, and more once a partition's docs would not fit its memory."""
+        """As many as asked for, or two a core, and more once a partition would not fit its memory."""
         if self.settings.num_partitions:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
-        return max(2 * self.session.parallelism, -(-num_docs // MAX_DOCS_PER_PARTITION))
+        fitting = find_candidates.fitting_parts(num_docs, num_tables=self.terms.num_tables)
+        return max(2 * self.session.parallelism, fitting)
 
     def run(self, *, until: str = cluster_matches.STEP) -> Run:
         """All steps up to and including `until`."""
@@ -307,8 +297,8 @@ class Pipeline:
         embedded = self.outputs[embed_images.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
-            make = self._placed(make_terms.make_terms, driver_steps.make_terms, stage=make_terms.STEP)
-            return make(
+            return make_terms.make_terms(
+                self._runner(make_terms.STEP),
                 folder,
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
@@ -330,10 +320,8 @@ class Pipeline:
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
-            find = self._placed(
-                find_candidates.find_candidates, driver_steps.find_candidates, stage=find_candidates.STEP
-            )
-            found = find(folder, join=join, num_parts=hashed.stats["num_parts"])
+            runner = self._runner(find_candidates.STEP)
+            found = find_candidates.find_candidates(runner, folder, join=join, num_parts=hashed.stats["num_parts"])
             return {"docs_per_range": join.docs_per_range, **found}
 
         inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
@@ -356,14 +344,13 @@ class Pipeline:
         def write(folder: Path) -> Mapping[str, Any]:
             for name, content in scorer_files(self.model.scorer).items():
                 (folder / name).write_bytes(content)
-            select = self._placed(select_matches.select_matches, driver_steps.select_matches, stage=select_matches.STEP)
-            return select(
+            return select_matches.select_matches(
+                self._runner(select_matches.STEP),
                 folder,
                 pair_blocks=found.table("pair_blocks"),
                 codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
                 selection=self.selection,
                 docs_per_range=found.stats["docs_per_range"],
-                num_partitions=self.num_partitions,
             )
 
         inputs = {
@@ -405,19 +392,12 @@ class Pipeline:
         return not self._is_small(num_images if self.changes is None else len(self.changes.arrivals))
 
     def _is_small(self, num_new: int) -> bool:
-        return num_new <= driver_steps.MAX_DOCS and self.session.is_optional
+        return num_new <= MAX_DRIVER_DOCS and self.session.is_optional
 
-    def _placed(
-        self,
-        on_spark: Callable[Concatenate[SparkSession, Step], Mapping[str, Any]],
-        in_driver: Callable[Concatenate[Driver, Step], Mapping[str, Any]],
-        *,
-        stage: str,
-    ) -> Callable[Step, Mapping[str, Any]]:
-        """The step on Spark, or in this process where little is new."""
+    def _runner(self, stage: str) -> TaskRunner:
         if not self._is_small(self.outputs[catalogue.STEP].num_rows["catalogue"]):
-            return partial(on_spark, self.session.spark)
-        return partial(in_driver, Driver(self.session.parallelism, partial(self.listener.stage_progressed, stage)))
+            return SparkRunner(self.session.spark)
+        return DriverRunner(self.session.parallelism, partial(self.listener.stage_progressed, stage))
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]

@@ -32,7 +32,6 @@ POLL_S = 0.25
 DRIVER_BYTES = 2 << 30
 """Of the driver's JVM, for its own; what tasks need comes on top where they run inside it."""
 ROWS_PER_GROUP = 16_384
-BYTES_PER_GROUP = 16 << 20
 LOCAL_MASTER = "local[*]"
 ROWS_PER_ARROW_BATCH = 2048
 BYTES_PER_ARROW_BATCH = 64 << 20
@@ -288,19 +287,6 @@ def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -
     """Write a Parquet table; `num_files` None keeps the frame's partitions."""
     frame = frame.coalesce(num_files) if num_files else frame
     frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
-
-
-def write_blobs(frame: DataFrame, path: Path, *, by: str | None = None) -> None:
-    """Write a Parquet table whose rows have megabytes each; `by` makes a folder of each value of a column.
-
-    Parquet looks at the size of a page only once it has a hundred rows unless told otherwise, and would hold all of
-    them in the memory of the JVM, several times over.
-    """
-    writer = frame.write.mode("overwrite").option("compression", "zstd").option("parquet.block.size", BYTES_PER_GROUP)
-    for what in ("page", "block"):
-        for bound in ("min", "max"):
-            writer = writer.option(f"parquet.{what}.size.row.check.{bound}", 1)
-    writer.parquet(str(path), partitionBy=by)
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -25,6 +25,7 @@ from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted
 MAX_PARTITIONS = 1 << 16
 MAX_SHARED_TERMS = (1 << 32) - 1
 MAX_WORDS_PER_SKETCH = 64
+_BITS_PER_WORD = 64
 
 TERM_BLOCK = FrameFormat(
     name="term block",
@@ -106,9 +107,37 @@ def encode_term_blocks(
 def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     """All postings of `blocks`, merged: distinct, sorted, with each doc once.
 
-    Raises FormatError for damaged blocks, and for two blocks that give one doc different sketches.
+    A posting becomes one word, sorted in place, so memory stays near 20 bytes a posting. Raises FormatError for damaged
+    blocks, and for two blocks that give one doc different sketches.
     """
-    return _merged([_decode_term_block(block) for block in blocks])
+    opened = [TERM_BLOCK.unpack(block) for block in blocks]
+    row_bits = max(1, sum(counts[0] for counts, _ in opened).bit_length())
+    words = np.empty(sum(counts[1] for counts, _ in opened), dtype=np.uint64)
+    docs: list[NDArray[np.uint64]] = []
+    sketches: list[NDArray[np.uint64]] = []
+    num_rows = num_words = 0
+    for counts, body in opened:
+        part = _decoded(counts, body)
+        if part.terms.size and int(part.terms[-1]).bit_length() + row_bits > _BITS_PER_WORD:
+            return _merged([_decoded(*one) for one in opened])
+        packed = words[num_words : num_words + part.terms.size]
+        np.left_shift(part.terms, np.uint64(row_bits), out=packed)
+        packed |= part.doc_rows.view(np.uint64) + np.uint64(num_rows)
+        docs.append(part.docs)
+        sketches.append(part.sketches)
+        num_rows, num_words = num_rows + part.docs.size, num_words + part.terms.size
+    if not opened:
+        return _merged([])
+    row_mask = np.uint64((1 << row_bits) - 1)
+    all_docs, all_sketches, row_of = _docs_once(docs, sketches)
+    if row_of is not None:
+        words = words & ~row_mask | row_of.view(np.uint64)[words & row_mask]
+    words.sort()
+    if np.any(words[1:] == words[:-1]):
+        words = words[starts_of_runs(words)]
+    doc_rows = (words & row_mask).view(np.int64)
+    words >>= np.uint64(row_bits)
+    return TermPostings(words, doc_rows, all_docs, all_sketches)
 
 
 def join_term_blocks(
@@ -123,12 +152,13 @@ def join_term_blocks(
     added = decode_term_blocks(new)
     terms = added.terms[starts_of_runs(added.terms)]
     shared = [_restricted(block, terms, removed_docs) for block in known]
-    return _merged([*(part for part in shared if part.terms.size), added])
+    found = [part for part in shared if part.terms.size]
+    return _merged([*found, added]) if found else added
 
 
 def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
     """The postings of a block of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
-    docs, block_terms, rows, sketches = _columns_of_block(block)
+    docs, block_terms, rows, sketches = _columns(*TERM_BLOCK.unpack(block))
     kept = _positions_of_terms(block_terms, terms)
     rows = rows[kept]
     _check_rows(rows, docs.size)
@@ -154,24 +184,37 @@ def _merged(decoded: Sequence[TermPostings]) -> TermPostings:
     if not decoded:
         no_words = np.empty(0, dtype=np.uint64)
         return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words.reshape(0, 1))
-    widths = sorted({part.sketches.shape[1] for part in decoded})
-    if len(widths) > 1:
-        raise FormatError(f"term blocks have sketches of {widths} words; they come from different runs")
-    block_docs = np.concatenate([part.docs for part in decoded])
-    block_sketches = np.concatenate([part.sketches for part in decoded])
-    docs, first_rows, merged_rows = np.unique(block_docs, return_index=True, return_inverse=True)
-    sketches = block_sketches[first_rows]
-    is_different = np.any(sketches[merged_rows] != block_sketches, axis=1)
-    if np.any(is_different):
-        doc = block_docs[np.argmax(is_different)]
-        raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
+    docs, sketches, row_of = _docs_once([part.docs for part in decoded], [part.sketches for part in decoded])
     offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
     rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
     terms, doc_rows = sort_by_keys(
-        np.concatenate([part.terms for part in decoded]), merged_rows[rows].astype(np.uint64)
+        np.concatenate([part.terms for part in decoded]),
+        (rows if row_of is None else row_of[rows]).astype(np.uint64),
     )
     is_new = starts_of_runs(terms, doc_rows)
     return TermPostings(terms[is_new], doc_rows[is_new].astype(np.int64), docs, sketches)
+
+
+def _docs_once(
+    docs: Sequence[NDArray[np.uint64]], sketches: Sequence[NDArray[np.uint64]]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64] | None]:
+    """The distinct docs of one block or more, ascending, with their sketches, and the new row of each old one in turn.
+
+    None for rows that stay: those of blocks that follow one another.
+    """
+    widths = sorted({part.shape[1] for part in sketches})
+    if len(widths) > 1:
+        raise FormatError(f"term blocks have sketches of {widths} words; they come from different runs")
+    block_docs, block_sketches = np.concatenate(docs), np.concatenate(sketches)
+    if np.all(block_docs[1:] > block_docs[:-1]):
+        return block_docs, block_sketches, None
+    once, first_rows, row_of = np.unique(block_docs, return_index=True, return_inverse=True)
+    kept = block_sketches[first_rows]
+    is_different = np.any(kept[row_of] != block_sketches, axis=1)
+    if np.any(is_different):
+        doc = block_docs[np.argmax(is_different)]
+        raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
+    return once, kept, row_of
 
 
 def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> bytes:
@@ -191,19 +234,56 @@ def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32
 def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """The distinct pairs of `blocks`, `(m, 2)` uint64 ascending, and the sum of their shared terms, `(m,)` uint32.
 
-    Raises FormatError for damaged blocks.
+    A pair becomes one word, sorted in place. Raises FormatError for damaged blocks.
     """
-    decoded = [_decode_pair_block(block) for block in blocks]
-    if not decoded:
+    opened = [PAIR_BLOCK.unpack(block) for block in blocks]
+    if not sum(counts[0] for counts, _ in opened):
         return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
+    bounds = np.array([_bounds_of_pairs(*_decoded_pairs(*one)) for one in opened if one[0][0]], dtype=np.uint64)
+    first_left = np.uint64(bounds[:, 0].min())
+    last_left, last_right, most_shared = (np.uint64(bound) for bound in bounds[:, 1:].max(axis=0))
+    right_bits, shared_bits = (np.uint64(int(bound).bit_length()) for bound in (last_right, most_shared))
+    if int(last_left - first_left).bit_length() + int(right_bits) + int(shared_bits) > _BITS_PER_WORD:
+        return _pairs_of_any_size([_decoded_pairs(*one) for one in opened])
+    words = np.empty(sum(counts[0] for counts, _ in opened), dtype=np.uint64)
+    num_words = 0
+    for counts, body in opened:
+        lefts, rights, shared_terms = _decoded_pairs(counts, body)
+        packed = words[num_words : num_words + lefts.size]
+        np.left_shift(lefts - first_left, right_bits, out=packed)
+        packed |= rights
+        packed <<= shared_bits
+        packed |= shared_terms
+        num_words += lefts.size
+    words.sort()
+    num_pairs, most = _sum_runs(words, shared_bits, totals := np.empty(words.size, dtype=np.uint64))
+    _check_shared_terms(int(most))
+    pairs = np.empty((num_pairs, 2), dtype=np.uint64)
+    np.add(words[:num_pairs] >> right_bits, first_left, out=pairs[:, 0])
+    np.bitwise_and(words[:num_pairs], np.uint64((1 << int(right_bits)) - 1), out=pairs[:, 1])
+    return pairs, totals[:num_pairs].astype(np.uint32)
+
+
+def _bounds_of_pairs(
+    lefts: NDArray[np.uint64], rights: NDArray[np.uint64], shared_terms: NDArray[np.uint64]
+) -> tuple[int, int, int, int]:
+    return int(lefts[0]), int(lefts[-1]), int(rights.max()), int(shared_terms.max())
+
+
+def _pairs_of_any_size(
+    decoded: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """What `decode_pair_blocks` returns, of pairs that do not fit in one word with what they share."""
     lefts, rights, shared_terms = sort_by_keys(*(np.concatenate(parts) for parts in zip(*decoded, strict=True)))
     first = np.flatnonzero(starts_of_runs(lefts, rights))
-    if first.size == 0:
-        return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
     totals = np.add.reduceat(shared_terms, first)
-    if int(totals.max()) > MAX_SHARED_TERMS:
-        raise FormatError(f"a pair shares {int(totals.max())} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
+    _check_shared_terms(int(totals.max()))
     return np.stack([lefts[first], rights[first]], axis=1), totals.astype(np.uint32)
+
+
+def _check_shared_terms(most: int) -> None:
+    if most > MAX_SHARED_TERMS:
+        raise FormatError(f"a pair shares {most} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
 
 
 def _encode_term_block(
@@ -218,17 +298,17 @@ def _encode_term_block(
     return TERM_BLOCK.pack(counts, [*sections, sketches[is_named].astype("<u8")])
 
 
-def _decode_term_block(block: FrameBytes) -> TermPostings:
-    docs, terms, rows, sketches = _columns_of_block(block)
+def _decoded(counts: tuple[int, ...], body: NDArray[np.uint8]) -> TermPostings:
+    """The postings of a term block that `TERM_BLOCK` has unpacked."""
+    docs, terms, rows, sketches = _columns(counts, body)
     _check_rows(rows, docs.size)
     return _checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
 
 
-def _columns_of_block(
-    block: FrameBytes,
+def _columns(
+    counts: tuple[int, ...], body: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
     """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie, unchecked."""
-    counts, body = TERM_BLOCK.unpack(block)
     num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
     if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
         raise FormatError(f"words_per_sketch={words_per_sketch} of a term block is out of range; the block is damaged")
@@ -257,8 +337,10 @@ def _checked_postings(
         raise FormatError(f"a term block is damaged: {error}") from error
 
 
-def _decode_pair_block(block: FrameBytes) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    counts, body = PAIR_BLOCK.unpack(block)
+def _decoded_pairs(
+    counts: tuple[int, ...], body: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Lefts, rights and shared terms of a pair block that `PAIR_BLOCK` has unpacked."""
     num_pairs, *sizes_bytes = counts
     lefts_data, rights_data, shared_terms_data = PAIR_BLOCK.split(body, sizes_bytes)
     lefts = decode_sorted(lefts_data, num_pairs)
@@ -270,6 +352,26 @@ def _decode_pair_block(block: FrameBytes) -> tuple[NDArray[np.uint64], NDArray[n
     if num_pairs and not 1 <= int(shared_terms.min()) <= int(shared_terms.max()) <= MAX_SHARED_TERMS:
         raise FormatError(f"a pair block holds shared_terms out of range 1..{MAX_SHARED_TERMS}; the block is damaged")
     return lefts, rights, shared_terms
+
+
+@njit(cache=True, nogil=True)
+def _sum_runs(words: NDArray[np.uint64], shared_bits: np.uint64, totals: NDArray[np.uint64]) -> tuple[int, np.uint64]:
+    """Moves the distinct keys above `shared_bits` of sorted `words` to the front; fills `totals` with what they share.
+
+    Returns how many there are and the largest total.
+    """
+    mask = (np.uint64(1) << shared_bits) - np.uint64(1)
+    num_keys, most = 0, np.uint64(0)
+    for i in range(words.size):
+        key, shared = words[i] >> shared_bits, words[i] & mask
+        if num_keys and words[num_keys - 1] == key:
+            totals[num_keys - 1] += shared
+        else:
+            words[num_keys] = key
+            totals[num_keys] = shared
+            num_keys += 1
+        most = max(most, totals[num_keys - 1])
+    return num_keys, most
 
 
 @njit(cache=True, nogil=True)

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from lsh.errors import ParameterError
 from lsh.minhash import MAX_SEED as MAX_MINHASH_SEED
 from lsh.minhash import StrongestActivations
-from lsh.rotations import LANES, MAX_DIM, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
+from lsh.rotations import (
+    LANES,
+    MAX_DIM,
+    checked_embeddings,
+    load_lanes,
+    rotated_dim,
+    rotation_signs,
+    spread_lanes,
+    turn_lanes,
+)
 
 Family = Literal["cross_polytope", "hyperplane", "minhash"]
 
@@ -42,7 +51,8 @@ class TermParams:
     `num_polytopes`, `polytope_dim` and `last_polytope_dim` (None: as large as the others) belong to the family
     `cross_polytope`, `num_planes` to `hyperplane`, `num_activations` and `num_hashes` to `minhash`. In
     `benchmarks/batch_embeddings.py`'s embeddings, as dense as real ones, the defaults find 96 % of the pairs of cosine
-    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `tuning` finds cheaper params for a corpus.
+    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `MILLION_TERMS` are cheaper, and `tuning` finds
+    what a corpus needs.
     """
 
     family: Family = "cross_polytope"
@@ -124,6 +134,10 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise ParameterError(f"{name}={value} is out of range {low}..{high}")
 
 
+MILLION_TERMS = TermParams(num_tables=56, num_polytopes=3, polytope_dim=64, last_polytope_dim=2)
+"""What `tuning` takes for a million embeddings of the density of real ones, and a run without a plan of its own."""
+
+
 class TermHasher:
     """Computes the terms of one set of params; holds their rotations, so make one and keep it."""
 
@@ -190,14 +204,16 @@ def _cross_polytope_terms(
     dim = signs.shape[2]
     slices = dim // slice_dim
     num_polytopes = polytope_dims.size
-    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    lanes, spread = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    rotated = np.empty(dim * LANES, np.float32)
     largest, vertices = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     for first_row in range(0, rows.shape[0], LANES):
         num_rows = load_lanes(rows, first_row, lanes)
+        spread_lanes(lanes, signs[0], spread)
         for polytope in range(terms.shape[1] * num_polytopes):
             table, position = polytope // num_polytopes, polytope % num_polytopes
             if polytope % slices == 0:
-                rotate_lanes(lanes, signs[polytope // slices], rotated)
+                turn_lanes(spread, signs[polytope // slices], rotated)
             first, polytope_dim = (polytope % slices) * slice_dim, polytope_dims[position]
             _nearest_vertices(rotated[first * LANES : (first + polytope_dim) * LANES], largest, vertices)
             for lane in range(num_rows):
@@ -225,12 +241,14 @@ def _hyperplane_terms(
     """Fills `terms`; bit `b` of a bucket is set where coordinate `b` of the table's slice is negative."""
     dim = signs.shape[2]
     slices = dim // num_planes
-    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    lanes, spread = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    rotated = np.empty(dim * LANES, np.float32)
     for first_row in range(0, rows.shape[0], LANES):
         num_rows = load_lanes(rows, first_row, lanes)
+        spread_lanes(lanes, signs[0], spread)
         for table in range(terms.shape[1]):
             if table % slices == 0:
-                rotate_lanes(lanes, signs[table // slices], rotated)
+                turn_lanes(spread, signs[table // slices], rotated)
             first = (table % slices) * num_planes
             for lane in range(num_rows):
                 bucket = np.uint64(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from batch_jobs import driver_steps
+from batch_jobs import select_matches
 from batch_jobs.errors import WorkspaceError
 from cli import cluster, explain, index, nightly, runs
 from cli.exit_codes import ExitCode
@@ -152,7 +152,7 @@ def test_a_stopped_night_is_resumed_with_its_options(tmp_path: Path, monkeypatch
     whole = said(tmp_path / "whole", nightly.command, *arguments)
     workspace = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(driver_steps, "select_matches", stop)
+        patch.setattr(select_matches, "select_matches", stop)
         assert isinstance(
             neardup(nightly.command, *arguments, "--workspace", workspace).exception, KeyboardInterrupt | SystemExit
         )
