@@ -350,54 +350,48 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
             row = np.uint64(rows[i])
             for word in range(np.uint64(sketches.shape[1])):
                 words[word, i] = sketches[row, word]
-        num_known = np.uint64(np.searchsorted(rows, first_new_row))
-        for i in range(size):
-            first = max(i + _ONE, num_known)
-            if not _count_distances(words, i, first, size, limit, distances):
+        # From the right doc, which is new, all left ones are one stretch, however few are new.
+        for j in range(np.uint64(np.searchsorted(rows, first_new_row)), size):
+            if not _count_distances(words, j, limit, distances):
                 continue
-            high_row = np.uint64(rows[i]) << _ROW_BITS
-            for start in range(first, size, _STRETCH):
-                stop = min(start + _STRETCH, size)
+            low_row = np.uint64(rows[j])
+            for start in range(_ZERO, j, _STRETCH):
+                stop = min(start + _STRETCH, j)
                 num_near = _ZERO
-                for j in range(start, stop):
-                    num_near += np.uint64(distances[j] <= limit)
+                for i in range(start, stop):
+                    num_near += np.uint64(distances[i] <= limit)
                 if not num_near:
                     continue
-                for j in range(start, stop):
+                for i in range(start, stop):
                     # Storing first and counting after keeps the loop free of a branch that nobody can predict.
-                    keys[num_keys] = high_row | np.uint64(rows[j])
-                    num_keys += np.uint64(distances[j] <= limit)
+                    keys[num_keys] = np.uint64(rows[i]) << _ROW_BITS | low_row
+                    num_keys += np.uint64(distances[i] <= limit)
         next_bucket += 1
     return next_bucket, np.int64(num_keys)
 
 
 @njit(cache=True, nogil=True)
-def _count_distances(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    words: NDArray[np.uint64],
-    i: np.uint64,
-    first: np.uint64,
-    size: np.uint64,
-    limit: np.uint64,
-    distances: NDArray[np.uint64],
+def _count_distances(
+    words: NDArray[np.uint64], j: np.uint64, limit: np.uint64, distances: NDArray[np.uint64]
 ) -> np.uint64:
-    """Fills `distances[first:size]` with those of doc `i` and returns how many are near; `words` `(num_words, docs)`.
+    """Fills `distances[:j]` with those of doc `j` and returns how many are near; `words` `(num_words, docs)`.
 
     Unsigned positions spare numba's test for negative ones, with which no loop becomes one over vectors.
     """
     num_near = _ZERO
     if len(words) == WORDS_PER_SKETCH:
         w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
-        a, b, c, d = w0[i], w1[i], w2[i], w3[i]
-        for j in range(first, size):
-            distances[j] = count_ones(a ^ w0[j]) + count_ones(b ^ w1[j]) + count_ones(c ^ w2[j]) + count_ones(d ^ w3[j])
-            num_near += np.uint64(distances[j] <= limit)
+        a, b, c, d = w0[j], w1[j], w2[j], w3[j]
+        for i in range(j):
+            distances[i] = count_ones(a ^ w0[i]) + count_ones(b ^ w1[i]) + count_ones(c ^ w2[i]) + count_ones(d ^ w3[i])
+            num_near += np.uint64(distances[i] <= limit)
         return num_near
-    for j in range(first, size):
-        distances[j] = _ZERO
+    for i in range(j):
+        distances[i] = _ZERO
     for word in range(np.uint64(len(words))):
-        of_doc = words[word, i]
-        for j in range(first, size):
-            distances[j] += count_ones(of_doc ^ words[word, j])
-    for j in range(first, size):
-        num_near += np.uint64(distances[j] <= limit)
+        of_doc = words[word, j]
+        for i in range(j):
+            distances[i] += count_ones(of_doc ^ words[word, i])
+    for i in range(j):
+        num_near += np.uint64(distances[i] <= limit)
     return num_near
