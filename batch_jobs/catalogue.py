@@ -107,7 +107,7 @@ def catalogue_embeddings(
         "image_id": pa.array(image_ids.tolist(), pa.string()),
         "doc": docs,
         "original_doc": docs,
-        "state": pa.array(embedding_states(given.embeddings[rows])),
+        "state": pa.array(embedding_states(given.embeddings, rows)),
     }
     write_arrow(_filled(columns, CATALOGUE_ARROW, len(image_ids)), folder / "catalogue")
     write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")

@@ -131,17 +131,18 @@ def file_state(path: str) -> int:
     return NO_STATE if size_bytes < 0 else (changed_ns // 1_000_000) << SIZE_BITS | size_bytes & ((1 << SIZE_BITS) - 1)
 
 
-def embedding_states(embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-    """`(n,)` int64: a hash of each row's bytes.
+def embedding_states(embeddings: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """`(n,)` int64: a hash of each row's bytes, of these `rows` in their order or of all; never a copy of many rows.
 
     Source: multilinear hashing of 32-bit words, Lemire and Kaser, arXiv 1202.4961.
     """
     weights = np.random.default_rng(0).integers(0, 2**64, embeddings.shape[1], dtype=np.uint64)
-    states = np.empty(len(embeddings), np.int64)
-    for start in range(0, len(embeddings), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        words = np.ascontiguousarray(embeddings[rows]).view(np.uint32).astype(np.uint64)
-        states[rows] = (words @ weights).view(np.int64)
+    rows = np.arange(len(embeddings)) if rows is None else rows
+    states = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = slice(start, start + ROWS_AT_ONCE)
+        words = np.ascontiguousarray(embeddings[rows[chunk]]).view(np.uint32).astype(np.uint64)
+        states[chunk] = (words @ weights).view(np.int64)
     return states
 
 

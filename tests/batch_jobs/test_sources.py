@@ -209,6 +209,7 @@ def test_embedding_states_change_with_any_bit() -> None:
     states = embedding_states(changed)
     assert len(set(states[:5].tolist())) == 5
     assert states[5] == states[0] == embedding_states(row[None])[0]
+    assert embedding_states(changed, np.array([5, 2])).tolist() == states[[5, 2]].tolist()
 
 
 def test_a_listing_has_the_state_of_each_file(tmp_path: Path) -> None:
