@@ -401,7 +401,10 @@ class Pipeline:
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
-        return min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+        docs_per_range = min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+        if docs_per_range < select_matches.DOCS_PER_STRIP:
+            return docs_per_range
+        return -(-docs_per_range // select_matches.DOCS_PER_STRIP) * select_matches.DOCS_PER_STRIP
 
     def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
         started = time.monotonic()

@@ -356,7 +356,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
                 continue
             low_row = np.uint64(rows[j])
             for start in range(_ZERO, j, _STRETCH):
-                stop = min(start + _STRETCH, j)
+                stop = start + _STRETCH if start + _STRETCH < j else j
                 num_near = _ZERO
                 for i in range(start, stop):
                     num_near += np.uint64(distances[i] <= limit)
