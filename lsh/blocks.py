@@ -150,16 +150,29 @@ def join_term_blocks(
     `decode_term_blocks` does.
     """
     added = decode_term_blocks(new)
-    terms = added.terms[starts_of_runs(added.terms)]
+    is_first = starts_of_runs(added.terms)
+    terms = added.terms[is_first]
     shared = [_restricted(block, terms, removed_docs) for block in known]
-    found = [part for part in shared if part.terms.size]
-    return _merged([*found, added]) if found else added
+    found = [part for part in shared if part.numbers.size]
+    if not found:
+        return added
+    return _joined([*found, _Shared(np.cumsum(is_first) - 1, added.doc_rows, added.docs, added.sketches)], terms)
 
 
-def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """Postings by the `numbers` `(m,)` of their terms among the wanted ones, else as in `TermPostings`."""
+
+    numbers: NDArray[np.int64]
+    doc_rows: NDArray[np.int64]
+    docs: NDArray[np.uint64]
+    sketches: NDArray[np.uint64]
+
+
+def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> _Shared:
     """The postings of a block of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
     docs, block_terms, rows, sketches = _columns(*TERM_BLOCK.unpack(block))
-    kept = _positions_of_terms(block_terms, terms)
+    kept, numbers = _postings_of_terms(block_terms, terms)
     rows = rows[kept]
     _check_rows(rows, docs.size)
     is_named = np.zeros(docs.size, dtype=np.bool_)
@@ -167,9 +180,26 @@ def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDAr
     if removed_docs.size:
         is_named &= ~_is_in_sorted(docs, removed_docs)
         is_kept = is_named[rows]
-        kept, rows = kept[is_kept], rows[is_kept]
+        numbers, rows = numbers[is_kept], rows[is_kept]
     named, new_row = np.flatnonzero(is_named), np.cumsum(is_named) - 1
-    return _checked_postings(block_terms[kept], new_row[rows], docs[named], sketches[named])
+    return _Shared(numbers, new_row[rows], docs[named], sketches[named])
+
+
+def _joined(parts: Sequence[_Shared], terms: NDArray[np.uint64]) -> TermPostings:
+    """The postings of all parts; those of parts that follow one another are put in their places without sorting."""
+    docs, sketches, row_of = _docs_once([part.docs for part in parts], [part.sketches for part in parts])
+    if row_of is not None:
+        return _merged(
+            [_checked_postings(terms[part.numbers], part.doc_rows, part.docs, part.sketches) for part in parts]
+        )
+    counts = np.sum([np.bincount(part.numbers, minlength=terms.size) for part in parts], axis=0)
+    places = np.cumsum(counts) - counts
+    doc_rows = np.empty(int(counts.sum()), np.int64)
+    first_row = 0
+    for part in parts:
+        _put(part.numbers, part.doc_rows, first_row, places, doc_rows)
+        first_row += part.docs.size
+    return _checked_postings(np.repeat(terms, counts), doc_rows, docs, sketches)
 
 
 def _is_in_sorted(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -383,18 +413,34 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _positions_of_terms(terms: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct."""
-    positions = np.empty(terms.size, np.int64)
+def _postings_of_terms(
+    terms: NDArray[np.uint64], wanted: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct; and which one."""
+    positions, numbers = np.empty(terms.size, np.int64), np.empty(terms.size, np.int64)
     found = j = 0
     for i in range(terms.size):
         while j < wanted.size and wanted[j] < terms[i]:
             j += 1
         if j == wanted.size:
             break
-        positions[found] = i
+        positions[found], numbers[found] = i, j
         found += wanted[j] == terms[i]
-    return positions[:found].copy()
+    return positions[:found].copy(), numbers[:found].copy()
+
+
+@njit(cache=True, nogil=True)
+def _put(
+    numbers: NDArray[np.int64],
+    doc_rows: NDArray[np.int64],
+    first_row: int,
+    places: NDArray[np.int64],
+    joined: NDArray[np.int64],
+) -> None:
+    """Puts each row, counted from `first_row`, into the next of the `places` of its term, and moves that on."""
+    for i in range(numbers.size):
+        joined[places[numbers[i]]] = first_row + doc_rows[i]
+        places[numbers[i]] += 1
 
 
 @njit(cache=True, nogil=True)
