@@ -32,7 +32,7 @@ BYTES_PER_PAIR: Final = 50
 CANDIDATES_PER_DOC: Final = 80
 JVM_BYTES: Final = 512 * MIB
 JVM_BYTES_PER_TASK: Final = 768 * MIB
-"""The JVM sorts, packs and moves blobs of at most some 64 MiB for each task, several copies at once."""
+"""The JVM moves batches of images of at most some 64 MiB for each task, several copies at once."""
 MIN_OVERHEAD_BYTES: Final = 384 * MIB
 
 

@@ -215,7 +215,7 @@ def own_settings(master: str, log: Path) -> dict[str, str]:
         **settings,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        # The JVM only moves blobs; compiling its code well would cost more time than it saves.
+        # The JVM only moves images; compiling its code well would cost more time than it saves.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
         "spark.local.dir": str(log.parent / ".spark"),
     }

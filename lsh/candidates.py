@@ -49,7 +49,7 @@ class CandidateParams:
     docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
     """
 
-    max_bucket_size: int = 2000
+    max_bucket_size: int = 8192
     crowd_size: int = 32
     max_sketch_distance: int = 75
 
@@ -228,6 +228,7 @@ def _regular_keys(
             postings.sketches,
             params.max_sketch_distance,
             first_new_row,
+            _MIN_KEYS_PER_CHUNK,
             keys,
         )
         yield keys[:num_keys]
@@ -265,7 +266,9 @@ def _cut_keys(
         elif rows.size <= params.max_bucket_size or bits_used == num_bits:
             keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
             whole = np.array([0, rows.size])
-            _, num_keys = _pair_buckets(whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys)
+            _, num_keys = _pair_buckets(
+                whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys.size, keys
+            )
             yield keys[:num_keys], _num_new_pairs(rows, first_new_row)
         else:
             bit = (first_bit + bits_used) % num_bits
@@ -333,9 +336,13 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     sketches: NDArray[np.uint64],
     max_distance: int,
     first_new_row: int,
+    num_wanted: int,
     keys: NDArray[np.uint64],
 ) -> tuple[int, np.int64]:
-    """Fills `keys` from as many buckets as surely fit; returns the bucket to go on with and the number of keys."""
+    """Fills `keys` from as many buckets as surely fit, or until there are `num_wanted`.
+
+    Returns the bucket to go on with and the number of keys.
+    """
     num_keys = _ZERO
     # A word of all docs lies together, so that distances to many docs are counted at once.
     words = np.empty((sketches.shape[1], sizes.max()), np.uint64)
@@ -343,7 +350,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     limit = np.uint64(max_distance)
     while next_bucket < sizes.size:
         size = np.uint64(sizes[next_bucket])
-        if num_keys + size * (size - _ONE) // _TWO >= np.uint64(keys.size):
+        if num_keys >= np.uint64(num_wanted) or num_keys + size * (size - _ONE) // _TWO >= np.uint64(keys.size):
             break
         rows = doc_rows[starts[next_bucket] : starts[next_bucket] + sizes[next_bucket]]
         for i in range(size):

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_jobs.workspace import FORMAT_VERSION
 from cli.exit_codes import ExitCode
 from tests.photos import write_photo_folder
 
@@ -171,7 +172,7 @@ def test_a_folder_without_images_is_refused(tiny_embedder: str, tmp_path: Path) 
 @pytest.mark.spark
 def test_a_workspace_of_other_parameters_is_refused(embeddings_file: Path, tmp_path: Path) -> None:
     """The exit code is WORKSPACE and the message says what differs."""
-    (tmp_path / "workspace.json").write_text(json.dumps({"format_version": 1, "embedder": "other"}))
+    (tmp_path / "workspace.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "embedder": "other"}))
     done = neardup("dedup", embeddings_file, "--workspace", tmp_path, "--min-score", "0.8")
     assert done.returncode == ExitCode.WORKSPACE
     assert "embedder: other there, x now" in done.stderr
