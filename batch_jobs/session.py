@@ -87,7 +87,9 @@ class Session:
     @property
     def parallelism(self) -> int:
         """Tasks that run at once: those of the session, or one a core where it may never start."""
-        return num_cores() if self.is_optional else default_parallelism(self.spark)
+        if self._started is None and self.is_optional:
+            return num_cores()
+        return default_parallelism(self.spark)
 
     @contextmanager
     def watched(self, progress: Callable[[float], None]) -> Iterator[None]:
