@@ -29,7 +29,7 @@ NETWORK_BYTES: Final = 700 * MIB
 LARGEST_SQUARE: Final = 224
 """Side in pixels of the squares that the largest built-in network takes."""
 BYTES_PER_PAIR: Final = 50
-CANDIDATES_PER_DOC: Final = 80
+CANDIDATES_PER_DOC: Final = 120
 JVM_BYTES: Final = 512 * MIB
 JVM_BYTES_PER_TASK: Final = 768 * MIB
 """The JVM moves batches of images of at most some 64 MiB for each task, several copies at once."""
