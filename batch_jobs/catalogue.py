@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.changes import Changes
@@ -33,12 +32,12 @@ from batch_jobs.sources import (
     SIZE_BITS,
     Source,
     SourceKind,
-    embedding_states,
     file_ids,
     file_state,
     place_of,
     read_embeddings,
     read_image_bytes,
+    strings,
 )
 from embed.decoding import ImageLimits, ImageRejected, RejectReason, read_header
 
@@ -70,6 +69,8 @@ def catalogue(
 
     Raises SourceError on a table with unusable ids.
     """
+    from pyspark.sql import functions as f
+
     if changes is not None and not len(changes.arrivals):
         write_arrow(CATALOGUE_ARROW.empty_table(), folder / "catalogue")
         write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
@@ -104,10 +105,10 @@ def catalogue_embeddings(
         raise SourceError(_duplicate_ids(source, [str(image_id) for image_id in dict.fromkeys(twice[:EXAMPLES])]))
     docs = pa.array(known.next_doc + np.arange(len(image_ids)))
     columns = {
-        "image_id": pa.array(image_ids.tolist(), pa.string()),
+        "image_id": strings(image_ids),
         "doc": docs,
         "original_doc": docs,
-        "state": pa.array(embedding_states(given.embeddings[rows])),
+        "state": pa.array(given.states[rows]),
     }
     write_arrow(_filled(columns, CATALOGUE_ARROW, len(image_ids)), folder / "catalogue")
     write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
@@ -181,6 +182,8 @@ def list_images(
 
     The state of a table's image is the `file_state` of the Parquet file that holds it.
     """
+    from pyspark.sql import functions as f
+
     if source.kind is SourceKind.CONTENT_TABLE:
         changed_ms = f.unix_millis("_metadata.file_modification_time")
         low_size = f.col("_metadata.file_size").bitwiseAND((1 << SIZE_BITS) - 1)
@@ -243,6 +246,8 @@ def image_bytes(place: str | bytes | None, *, root: str, limits: ImageLimits) ->
 
 def _with_docs(spark: SparkSession, accepted: DataFrame, twins: _Twins, *, first_doc: int) -> DataFrame:
     """Add `doc`, from `first_doc` on by image id, and `original_doc`, the known or first doc with the same bytes."""
+    from pyspark.sql import functions as f
+
     if len(twins.image_ids):
         accepted = accepted.join(spark.createDataFrame(twins.image_ids, "image_id string"), "image_id", "anti")
     # Ids of a sorted frame are (partition << 33) + row; with the partitions' sizes they become dense ranks.

@@ -34,6 +34,8 @@ STEP = "cluster"
 TABLES = ("clusters", "assignments", "crowd_edges")
 COLUMNS = ("doc", "image_id", "original_doc", "width", "height", "size_bytes")
 MAX_ROUNDS = 8
+MAX_DOCS_PER_CONTENT = 4
+"""While no more docs were given than that, a table by doc is quicker to look at than a search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,15 @@ class Contents:
         """The row of each content doc, -1 for one that is gone."""
         if not self.docs.size:
             return np.full(docs.shape, -1)
-        places = np.minimum(np.searchsorted(self.docs, docs), self.docs.size - 1)
-        return np.where(self.docs[places] == docs, self.rows[places], -1)
+        first, num_docs = int(self.docs[0]), int(self.docs[-1] - self.docs[0]) + 1
+        if num_docs > MAX_DOCS_PER_CONTENT * self.docs.size:
+            places = np.minimum(np.searchsorted(self.docs, docs), self.docs.size - 1)
+            return np.where(self.docs[places] == docs, self.rows[places], -1)
+        # The last place stands for docs out of range.
+        row_of = np.full(num_docs + 1, -1)
+        row_of[self.docs - first] = self.rows
+        places = docs - first
+        return row_of[np.where((places >= 0) & (places < num_docs), places, num_docs)]
 
 
 def cluster_matches(
@@ -209,6 +218,8 @@ def cluster_docs(
         if not len(unmet):
             break
         is_match, scores = match(unmet)
+        if not is_match.any():
+            break
         crowd_edges += Edges(unmet[is_match, 0], unmet[is_match, 1], scores[is_match])
     canonical_docs = cut.canonical[kept.original_docs]
     member_scores = cut.score[kept.original_docs]
@@ -248,10 +259,10 @@ def _not_asked(
 
 def _clusters_table(members: Members, image_ids: pa.ChunkedArray) -> pa.Table:
     """`CLUSTERS` rows, ordered by size, then canonical doc, the canonical itself, score and doc."""
-    _, cluster_of_row, sizes = np.unique(members.canonical_docs, return_inverse=True, return_counts=True)
-    size = sizes[cluster_of_row].astype(np.int32)
+    size = np.bincount(members.canonical_docs)[members.canonical_docs].astype(np.int32)
     is_canonical = members.docs == members.canonical_docs
-    order = np.lexsort((members.docs, -members.scores, ~is_canonical, members.canonical_docs, -size))
+    # Members stand by doc, and the sort keeps that order among equals.
+    order = np.lexsort((-members.scores, ~is_canonical, members.canonical_docs, -size))
     columns = [
         image_ids.take(pa.array(members.docs[order])),
         image_ids.take(pa.array(members.canonical_docs[order])),

@@ -130,10 +130,10 @@ class Decisions:
         `is_embedded` `(n,)` tells which docs have an embedding, their own or that of a byte-identical image.
         """
         named = sorted({image_id for one in self.active for image_id in one.labels})
-        places = pc.index_in(pa.array(named, pa.string()), value_set=image_ids.cast(pa.string())).to_pylist()
-        doc_of = {
-            image_id: doc for image_id, doc in zip(named, places, strict=True) if doc is not None and is_embedded[doc]
-        }
+        if not named:
+            return NO_DECISIONS
+        places = pc.index_in(image_ids.cast(pa.string()), value_set=pa.array(named, pa.string())).to_numpy()
+        doc_of = {named[int(places[doc])]: doc for doc in np.flatnonzero(~np.isnan(places) & is_embedded).tolist()}
         known = [
             (one.kind, {doc_of[image_id]: label for image_id, label in one.labels.items() if image_id in doc_of})
             for one in self.active

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
 from batch_jobs.catalogue import arriving_rows, image_bytes, list_images
@@ -63,6 +62,8 @@ def embed_images(
     num_tasks: int,
 ) -> Mapping[str, Any]:
     """Write `embeddings` and `rejects` of the catalogue's distinct images."""
+    from pyspark.sql import functions as f
+
     images = _distinct_images(spark, source, catalogue).repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
     with own_workers(spark, resources):
         embedded = images.mapInArrow(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, schemas, select_matches
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, select_matches
+from batch_jobs.cluster_lines import CSV_HEADER, csv_lines, json_lines
+from batch_jobs.make_terms import binary_values
 from batch_jobs.pipeline import Run
 from batch_jobs.workspace import Workspace, published_file
 
@@ -32,12 +32,15 @@ def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     clusters = run.steps[cluster_matches.STEP].table("clusters")
     paths = {name: folder / name for name in ("clusters.csv", "clusters.jsonl", "rejects.parquet")}
-    with published_file(paths["clusters.csv"]) as file:
-        _write_csv(clusters, file)
-    with published_file(paths["clusters.jsonl"]) as file:
-        _write_json_lines(clusters, file)
-    with published_file(paths["rejects.parquet"]) as file:
-        pq.write_table(read_rejects(run), file)
+    with ThreadPoolExecutor() as pool:
+        written = [
+            pool.submit(_write_lines, clusters, paths["clusters.csv"], csv_lines, header=CSV_HEADER),
+            pool.submit(_write_lines, clusters, paths["clusters.jsonl"], json_lines),
+        ]
+        with published_file(paths["rejects.parquet"]) as file:
+            pq.write_table(read_rejects(run), file)
+        for one in written:
+            one.result()
     return {
         "clusters": clusters,
         "clusters_csv": str(paths["clusters.csv"]),
@@ -93,19 +96,8 @@ def iterate_clusters(table: str) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _write_csv(clusters: str, file: IO[bytes]) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.DictWriter(text, schemas.columns(schemas.CLUSTERS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_plain(row) for row in iterate_clusters(clusters))
-    text.detach()
-
-
-def _write_json_lines(clusters: str, file: IO[bytes]) -> None:
-    for row in iterate_clusters(clusters):
-        file.write((json.dumps(_plain(row), ensure_ascii=False) + "\n").encode())
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Scores to six digits: what a float32 holds."""
-    return {**row, "score": round(row["score"], 6)}
+def _write_lines(clusters: str, path: Path, lines: Callable[[pa.RecordBatch], pa.Array], *, header: str = "") -> None:
+    with published_file(path) as file:
+        file.write(header.encode())
+        for batch in pyarrow.dataset.dataset(clusters, format="parquet").to_batches():
+            file.write(binary_values(lines(batch)))

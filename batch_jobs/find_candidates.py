@@ -10,28 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.session import write_blobs
+from batch_jobs.task_files import parquet_file
+from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_pair_block, join_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
 
 STEP = "candidates"
 TABLES = ("pair_blocks",)
+PART_BYTES = 3 << 29
+"""What joining one part may take."""
+_BYTES_PER_DOC = 90
+_BYTES_PER_POSTING = 76
+"""A posting and, as measured at four million images, its share of the pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,26 +51,44 @@ class Join:
     docs_per_range: int
 
 
-def find_candidates(spark: SparkSession, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
+def find_candidates(runner: TaskRunner, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
     """Write `pair_blocks`; returns the counts of buckets and of what was not compared in those that were cut."""
-    parts = spark.range(num_parts, numPartitions=num_parts).select(f.col("id").cast("int").alias("part"))
-    write_blobs(parts.mapInArrow(partial(join_parts, join=join), schemas.PAIR_BLOCKS), folder / "pair_blocks")
-    totals = (
-        spark.read.parquet(str(folder / "pair_blocks"))
-        .select(
-            *[f.sum(name).alias(name) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")],
-            f.max("largest_bucket").alias("largest_bucket"),
-        )
-        .first()
-    )
-    return {name: int(count or 0) for name, count in totals.asDict().items()} if totals else {}
+    (folder / "pair_blocks").mkdir()
+
+    def write_pairs(part: int) -> pa.Table:
+        found = join_part(part, join)
+        write_pair_blocks(found, folder / "pair_blocks", part=part)
+        return found.drop_columns(["left_range", "block"])
+
+    return pair_counts(runner.run(num_parts, write_pairs, returns=schemas.PAIR_COUNTS, folder=folder))
 
 
-def join_parts(batches: Iterator[pa.RecordBatch], *, join: Join) -> Iterator[pa.RecordBatch]:
-    """Rows of parts to `PAIR_BLOCKS` rows."""
-    for batch in batches:
-        for part in batch["part"].to_pylist():
-            yield from join_part(part, join).to_batches()
+def write_pair_blocks(found: pa.Table, folder: Path, *, part: int) -> None:
+    """The `PAIR_BLOCKS` rows of one part as its file, each block a row group that can be read alone."""
+    with parquet_file(folder / f"part-{part:05d}.parquet", PAIR_BLOCKS_ARROW, compression="none") as file:
+        file.write_table(found, row_group_size=1)
+
+
+def pair_counts(counts: pa.Table) -> dict[str, int]:
+    """The counts of all parts as those of the step."""
+    totals = {name: pc.sum(counts[name]) for name in ("num_pairs", "num_buckets", "num_cut_buckets", "num_cut_pairs")}
+    totals["largest_bucket"] = pc.max(counts["largest_bucket"])
+    return {name: total.as_py() or 0 for name, total in totals.items()}
+
+
+def fitting_parts(num_docs: int, *, num_tables: int) -> int:
+    """The fewest parts of which each can be joined in `PART_BYTES`.
+
+    A part of few names every doc; once there are more parts than tables it names at most one doc for each posting.
+
+    >>> [fitting_parts(num_docs, num_tables=48) for num_docs in (100_000, 1_000_000, 4_000_000, 100_000_000)]
+    [1, 3, 12, 495]
+    """
+    num_postings = num_docs * num_tables
+    left = PART_BYTES - num_docs * _BYTES_PER_DOC
+    naming_all = -(-num_postings * _BYTES_PER_POSTING // left) if left > 0 else num_tables + 1
+    naming_some = -(-num_postings * (_BYTES_PER_POSTING + _BYTES_PER_DOC) // PART_BYTES)
+    return max(1, naming_all if naming_all <= num_tables else naming_some)
 
 
 def join_part(part: int, join: Join) -> pa.Table:
@@ -78,10 +98,11 @@ def join_part(part: int, join: Join) -> pa.Table:
         known, list(read_blocks(join.new, part)), removed_docs=join.removed_docs.astype(np.uint64)
     )
     found = candidate_pairs(postings, join.params, first_new_doc=join.first_new_doc)
-    left_ranges = (found.pairs[:, 0] // np.uint64(join.docs_per_range)).astype(np.int64)
+    del postings
     # Pairs are sorted by their left doc, so each range is one slice.
-    ranges, starts = np.unique(left_ranges, return_index=True)
-    ends = np.append(starts, len(left_ranges))[1:]
+    last_range = int(found.pairs[-1, 0]) // join.docs_per_range if len(found.pairs) else -1
+    ranges = np.arange(last_range + 2)
+    bounds = np.searchsorted(found.pairs[:, 0], (ranges * join.docs_per_range).astype(np.uint64))
     rows = [
         {
             "part": part,
@@ -89,7 +110,8 @@ def join_part(part: int, join: Join) -> pa.Table:
             "num_pairs": int(end - start),
             "block": encode_pair_block(found.pairs[start:end], found.shared_terms[start:end]),
         }
-        for left_range, start, end in zip(ranges, starts, ends, strict=True)
+        for left_range, start, end in zip(ranges[:-1], bounds[:-1], bounds[1:], strict=True)
+        if start < end
     ]
     return pa.Table.from_pylist([{"part": part, **_counts(found)}, *rows], schema=PAIR_BLOCKS_ARROW)
 

@@ -1,56 +1,115 @@
-"""Step 3, terms: LSH terms of every embedding, as blocks for the shuffle, and the codes.
+"""Step 3, terms: LSH terms of every embedding, as blocks for whoever joins them, and the codes.
 
-A map task hashes its embeddings and packs its (term, doc) pairs into one binary row per reduce partition, so Spark
-moves a handful of blobs instead of one row per term. They are written by partition, so that whoever joins them, this
-night or a later one, reads its own part and shuffles nothing.
+A map task hashes its embeddings and packs its (term, doc) pairs into one binary block per reduce partition, so a few
+blobs move instead of one row per term. A part is a folder into which each task writes a file of its own, so whoever
+joins a part, this night or a later one, reads its folder and nothing is shuffled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.session import write_blobs, write_table
+from batch_jobs.task_files import parquet_file
+from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
 from lsh.candidates import WORDS_PER_SKETCH
 from lsh.codes import quantize
 from lsh.sketches import long_sketches
 from lsh.terms import TermHasher, TermParams
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
 HASHED_ARROW = schemas.arrow(schemas.HASHED)
+BLOCKS_ARROW = schemas.arrow(schemas.BLOCKS)
+CODES_ARROW = schemas.arrow(schemas.CODES)
 
 STEP = "terms"
 TABLES = ("term_blocks", "codes")
 DOCS_PER_BLOCK = 65_536
+MAX_TASKS = 512
+"""Each task writes a file into every part: more docs than it takes are in larger tasks, not in more files."""
+_ROWS_AT_ONCE = 16_384
+
+RowGroup = tuple[str, int]
+"""A Parquet file, and the number of one of its row groups."""
 
 
 def make_terms(
-    spark: SparkSession, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
+    runner: TaskRunner, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
 ) -> Mapping[str, Any]:
     """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, and `codes`."""
-    hashed = (
-        spark.read.parquet(embeddings)
-        .mapInArrow(partial(hash_batches, params=params, num_parts=num_partitions), schemas.HASHED)
-        .persist()
-    )
-    try:
-        blocks = hashed.where("block IS NOT NULL").select("part", "block").repartition(num_partitions, "part")
-        # Blocks arrive in any order; sorted they make the same files each time.
-        write_blobs(blocks.sortWithinPartitions("part", "block"), folder / "term_blocks", by="part")
-        write_table(hashed.where("code IS NOT NULL").select("doc", "code"), folder / "codes")
-    finally:
-        hashed.unpersist()
+    shares = row_group_shares(embeddings)
+    make_folders(folder, num_parts=num_partitions)
+
+    def hash_share(number: int) -> pa.Table:
+        rows = hash_batches(read_row_groups(shares[number]), params=params, num_parts=num_partitions)
+        write_hashed(rows, folder, number=number)
+        return schemas.arrow(schemas.PARTS).empty_table()
+
+    runner.run(len(shares), hash_share, returns=schemas.PARTS, folder=folder)
     return {"num_parts": num_partitions}
+
+
+def make_folders(folder: Path, *, num_parts: int) -> None:
+    """The empty tables of the step below `folder`. Only the driver makes them: what is left of a run makes none."""
+    for part in range(num_parts):
+        (folder / "term_blocks" / f"part={part}").mkdir(parents=True)
+    (folder / "codes").mkdir()
+
+
+def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -> None:
+    """`HASHED` rows to file `number` of the codes and of each part that they have blocks for."""
+    name = f"part-{number:05d}.parquet"
+    with ExitStack() as files:
+        codes = files.enter_context(parquet_file(folder / "codes" / name, CODES_ARROW, compression="none"))
+        parts: dict[int, pq.ParquetWriter] = {}
+        for batch in rows:
+            if batch["block"].null_count:
+                codes.write_batch(batch.select(["doc", "code"]))
+                continue
+            for row, part in enumerate(batch["part"].to_pylist()):
+                if part not in parts:
+                    path = folder / "term_blocks" / f"part={part}" / name
+                    parts[part] = files.enter_context(parquet_file(path, BLOCKS_ARROW, compression="none"))
+                # A row group for each block: none is held back until there are more.
+                parts[part].write_batch(batch.select(["block"]).slice(row, 1))
+
+
+def row_group_shares(embeddings: str) -> list[list[RowGroup]]:
+    """The row groups of the embeddings, in order, cut where there are docs enough for a task; one task at least."""
+    groups = [
+        ((str(path), number), metadata.row_group(number).num_rows)
+        for path in sorted(Path(embeddings).glob("*.parquet"))
+        for metadata in [pq.read_metadata(path)]
+        for number in range(metadata.num_row_groups)
+    ]
+    docs_per_share = max(DOCS_PER_BLOCK, -(-sum(num_rows for _, num_rows in groups) // MAX_TASKS))
+    shares: list[list[RowGroup]] = [[]]
+    num_docs = 0
+    for group, num_rows in groups:
+        if num_docs >= docs_per_share:
+            shares.append([])
+            num_docs = 0
+        shares[-1].append(group)
+        num_docs += num_rows
+    return shares
+
+
+def read_row_groups(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
+    """The embeddings of a share, in batches."""
+    for path, number in share:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[number], columns=["doc", "embedding"], use_threads=False
+            )
 
 
 def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int) -> Iterator[pa.RecordBatch]:

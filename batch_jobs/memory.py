@@ -3,7 +3,7 @@
     spark-submit $(python -m batch_jobs.memory --cores 4) batch_jobs/pipeline.py ...
 
 A task is one Python worker; its arrays lie outside the JVM, in what Spark calls the overhead. The bytes per row below
-are peaks measured at the largest batch of each step (dim 256, 48 tables), rounded up. `spark.executor.pyspark.memory`
+are peaks measured at the largest batch of each step (dim 256, 56 tables), rounded up. `spark.executor.pyspark.memory`
 is left alone: it limits addresses instead of memory, and TensorFlow reserves many more than it uses.
 """
 
@@ -15,10 +15,11 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from batch_jobs.find_candidates import PART_BYTES
 from batch_jobs.make_terms import DOCS_PER_BLOCK
-from batch_jobs.pipeline import MAX_DOCS_PER_PARTITION, MAX_DOCS_PER_RANGE
+from batch_jobs.pipeline import MAX_DOCS_PER_RANGE
 from batch_jobs.session import BYTES_PER_ARROW_BATCH, ROWS_PER_ARROW_BATCH
-from lsh.terms import TermParams
+from lsh.terms import MILLION_TERMS
 
 MIB: Final = 1 << 20
 WORKER_BYTES: Final = 200 * MIB
@@ -27,12 +28,11 @@ NETWORK_BYTES: Final = 700 * MIB
 """TensorFlow, the network and a batch in it."""
 LARGEST_SQUARE: Final = 224
 """Side in pixels of the squares that the largest built-in network takes."""
-BYTES_PER_POSTING: Final = 120
-BYTES_PER_PAIR: Final = 85
-CANDIDATES_PER_DOC: Final = 50
+BYTES_PER_PAIR: Final = 50
+CANDIDATES_PER_DOC: Final = 120
 JVM_BYTES: Final = 512 * MIB
 JVM_BYTES_PER_TASK: Final = 768 * MIB
-"""The JVM sorts, packs and moves blobs of at most some 64 MiB for each task, several copies at once."""
+"""The JVM moves batches of images of at most some 64 MiB for each task, several copies at once."""
 MIN_OVERHEAD_BYTES: Final = 384 * MIB
 
 
@@ -56,13 +56,13 @@ def task_memory(*, dim: int, num_tables: int, square: int = LARGEST_SQUARE) -> T
     return TaskMemory(
         embed=WORKER_BYTES + NETWORK_BYTES + 2 * BYTES_PER_ARROW_BATCH + 2 * squares,
         terms=WORKER_BYTES + DOCS_PER_BLOCK * (12 * dim + 80 * num_tables),
-        candidates=WORKER_BYTES + MAX_DOCS_PER_PARTITION * num_tables * BYTES_PER_POSTING,
+        candidates=WORKER_BYTES + PART_BYTES,
         select=WORKER_BYTES + MAX_DOCS_PER_RANGE * (2 * 3 * dim + CANDIDATES_PER_DOC * BYTES_PER_PAIR),
     )
 
 
 def executor_settings(
-    *, num_cores: int, dim: int = TermParams().dim, num_tables: int = TermParams().num_tables
+    *, num_cores: int, dim: int = MILLION_TERMS.dim, num_tables: int = MILLION_TERMS.num_tables
 ) -> dict[str, str]:
     """Spark's settings of an executor that runs `num_cores` tasks at once.
 
@@ -83,8 +83,8 @@ def main() -> None:
     """Print the settings as arguments of `spark-submit`."""
     parser = argparse.ArgumentParser(description="Settings of an executor, as arguments of spark-submit.")
     parser.add_argument("--cores", type=int, required=True, help="tasks that an executor runs at once")
-    parser.add_argument("--dim", type=int, default=TermParams().dim, help="of the embeddings")
-    parser.add_argument("--tables", type=int, default=TermParams().num_tables, help="hash tables of the plan")
+    parser.add_argument("--dim", type=int, default=MILLION_TERMS.dim, help="of the embeddings")
+    parser.add_argument("--tables", type=int, default=MILLION_TERMS.num_tables, help="hash tables of the plan")
     arguments = parser.parse_args()
     for name in ("cores", "dim", "tables"):
         if getattr(arguments, name) < 1:

@@ -41,7 +41,7 @@ from batch_jobs.nights import (
 )
 from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, model_of, operator_errors
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
-from batch_jobs.session import spark_session
+from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings
 from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import Workspace, read_json
@@ -228,10 +228,8 @@ def run_nightly(
         if previous is not None and _is_up_to_date(previous, workspace, changes, options):
             results = _unchanged(previous, workspace)
         else:
-            with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
-                seconds = round(time.monotonic() - started, 3)
-                listener.stage_finished("start", seconds=seconds, reused=False, num_images=0)
-                common: dict[str, Any] = {"listener": listener, "spark": spark, "command": NIGHTLY}
+            with Session(master=settings.master, log=settings.workspace / "spark.log") as session:
+                common: dict[str, Any] = {"listener": listener, "session": session, "command": NIGHTLY}
                 pipeline = (
                     Pipeline(settings, workspace, source, **common)
                     if previous is None
@@ -239,7 +237,7 @@ def run_nightly(
                         settings, workspace, source, previous=previous, changes=changes, options=options, **common
                     )
                 )
-                pipeline.seconds["start"] = seconds
+                pipeline.start(since=started)
                 parent = previous.run_id if previous else None
                 pipeline.begin(parent=parent, options=asdict(options))
                 run = pipeline.run()

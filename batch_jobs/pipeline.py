@@ -6,10 +6,12 @@ images -> catalogue -> embed -> terms -> candidates -> select -> cluster
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,15 +22,16 @@ from batch_jobs.errors import RejectedError, SessionError, SourceError, Workspac
 from batch_jobs.gpus import embed_resources
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
-from batch_jobs.session import default_parallelism, spark_session, watched
+from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
+from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    pass
 
 STEPS = (
     catalogue.STEP,
@@ -40,8 +43,7 @@ STEPS = (
 )
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
-MAX_DOCS_PER_RANGE = 262_144
-MAX_DOCS_PER_PARTITION = 131_072
+MAX_DOCS_PER_RANGE = 196_608
 
 
 class Listener(Protocol):
@@ -108,7 +110,7 @@ class Pipeline:
         source: Source,
         *,
         listener: Listener,
-        spark: SparkSession,
+        session: Session,
         command: str = "dedup",
         known: Known = KNOWN_NOTHING,
         changes: Changes | None = None,
@@ -118,7 +120,7 @@ class Pipeline:
         self.workspace = workspace
         self.source = source
         self.listener = listener
-        self.spark = spark
+        self.session = session
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
         self.model = model_of(source, settings)
@@ -152,6 +154,13 @@ class Pipeline:
             decides["command"] = self.command
         return digest(decides)[:KEY_LENGTH]
 
+    def start(self, *, since: float) -> None:
+        """End the stage `start`, which began at `since`; Spark starts in it where the run will need it."""
+        if self.needs_spark:
+            self.session.start()
+        self.seconds["start"] = round(time.monotonic() - since, 3)
+        self.listener.stage_finished("start", seconds=self.seconds["start"], reused=False, num_images=0)
+
     def begin(self, *, parent: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         """Start the record of the run and the command's options, with paths that hold from any folder.
 
@@ -183,12 +192,13 @@ class Pipeline:
 
     @property
     def num_partitions(self) -> int:
-        """As many as asked for, or two a core, and more once a partition's docs would not fit its memory."""
+        """As many as asked for, or two a core, and more once a partition would not fit its memory."""
         if self.settings.num_partitions:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
-        return max(2 * default_parallelism(self.spark), -(-num_docs // MAX_DOCS_PER_PARTITION))
+        fitting = find_candidates.fitting_parts(num_docs, num_tables=self.terms.num_tables)
+        return max(2 * self.session.parallelism, fitting)
 
     def run(self, *, until: str = cluster_matches.STEP) -> Run:
         """All steps up to and including `until`."""
@@ -232,7 +242,7 @@ class Pipeline:
                     folder, source=self.source, known=self.known, changes=self.changes
                 )
             return catalogue.catalogue(
-                self.spark,
+                self.session.spark,
                 folder,
                 source=self.source,
                 limits=self.settings.limits,
@@ -259,7 +269,7 @@ class Pipeline:
                 return embed_images.adopt_embeddings(
                     folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
                 )
-            resources = embed_resources(self.spark)
+            resources = embed_resources(self.session.spark)
             task = embed_images.EmbedTask(
                 embedder=_wherever_workers_run(self.settings.embedder),
                 dtype=self.settings.dtype,
@@ -268,7 +278,7 @@ class Pipeline:
                 limits=self.settings.limits,
             )
             return embed_images.embed_images(
-                self.spark,
+                self.session.spark,
                 folder,
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
@@ -288,7 +298,7 @@ class Pipeline:
 
         def write(folder: Path) -> Mapping[str, Any]:
             return make_terms.make_terms(
-                self.spark,
+                self._runner(make_terms.STEP),
                 folder,
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
@@ -310,7 +320,8 @@ class Pipeline:
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
-            found = find_candidates.find_candidates(self.spark, folder, join=join, num_parts=hashed.stats["num_parts"])
+            runner = self._runner(find_candidates.STEP)
+            found = find_candidates.find_candidates(runner, folder, join=join, num_parts=hashed.stats["num_parts"])
             return {"docs_per_range": join.docs_per_range, **found}
 
         inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
@@ -334,13 +345,12 @@ class Pipeline:
             for name, content in scorer_files(self.model.scorer).items():
                 (folder / name).write_bytes(content)
             return select_matches.select_matches(
-                self.spark,
+                self._runner(select_matches.STEP),
                 folder,
                 pair_blocks=found.table("pair_blocks"),
                 codes=(*self.known.codes, self.outputs[make_terms.STEP].table("codes")),
                 selection=self.selection,
                 docs_per_range=found.stats["docs_per_range"],
-                num_partitions=self.num_partitions,
             )
 
         inputs = {
@@ -373,14 +383,33 @@ class Pipeline:
     def cluster_inputs(self) -> dict[str, Any]:
         return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
 
+    @property
+    def needs_spark(self) -> bool:
+        """Whether a step will ask for Spark: images are to be opened, much is new, or Spark was asked for."""
+        if self.source.kind is not SourceKind.EMBEDDINGS:
+            return self.changes is None or len(self.changes.arrivals) > 0
+        num_images = len(read_embeddings(self.source.path).image_ids)
+        return not self._is_small(num_images if self.changes is None else len(self.changes.arrivals))
+
+    def _is_small(self, num_new: int) -> bool:
+        return num_new <= MAX_DRIVER_DOCS and self.session.is_optional
+
+    def _runner(self, stage: str) -> TaskRunner:
+        if not self._is_small(self.outputs[catalogue.STEP].num_rows["catalogue"]):
+            return SparkRunner(self.session.spark)
+        return DriverRunner(self.session.parallelism, partial(self.listener.stage_progressed, stage))
+
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
-        return min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+        docs_per_range = min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+        if docs_per_range < select_matches.DOCS_PER_STRIP:
+            return docs_per_range
+        return -(-docs_per_range // select_matches.DOCS_PER_STRIP) * select_matches.DOCS_PER_STRIP
 
     def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
         started = time.monotonic()
         self.listener.stage_started(stage)
-        with watched(self.spark, lambda share: self.listener.stage_progressed(stage, share)):
+        with self.session.watched(partial(self.listener.stage_progressed, stage)):
             output = action()
         self.outputs[stage] = output
         self.seconds[stage] = round(time.monotonic() - started, 3)
@@ -422,10 +451,9 @@ def run_pipeline(
     ):
         started = time.monotonic()
         listener.stage_started("start")
-        with spark_session(master=settings.master, log=settings.workspace / "spark.log") as spark:
-            pipeline = Pipeline(settings, workspace, source, listener=listener, spark=spark)
-            pipeline.seconds["start"] = round(time.monotonic() - started, 3)
-            listener.stage_finished("start", seconds=pipeline.seconds["start"], reused=False, num_images=0)
+        with Session(master=settings.master, log=settings.workspace / "spark.log") as session:
+            pipeline = Pipeline(settings, workspace, source, listener=listener, session=session)
+            pipeline.start(since=started)
             if until == STEPS[-1]:
                 pipeline.begin()
             run = pipeline.run(until=until)
@@ -437,12 +465,9 @@ def run_pipeline(
 @contextmanager
 def operator_errors(workspace: Path) -> Iterator[None]:
     """Spark's errors and those of a full disk in an operator's words; the whole story stays in the log."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
     try:
         yield
-    except (PySparkException, Py4JError, ConnectionError) as error:
+    except _spark_errors() as error:
         if _began_with_an_interrupt(error):
             raise KeyboardInterrupt from error
         log = workspace / "spark.log"
@@ -461,6 +486,16 @@ def operator_errors(workspace: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WorkspaceError(disk_full(workspace)) from error
         raise
+
+
+def _spark_errors() -> tuple[type[BaseException], ...]:
+    """What Spark raises, nothing where no step has loaded it."""
+    if "py4j" not in sys.modules:
+        return ()
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return (PySparkException, Py4JError, ConnectionError)
 
 
 def _said(error: BaseException, log: Path) -> str:

@@ -43,13 +43,13 @@ EMBEDDINGS = "doc long, embedding binary"
 CODES = "doc long, code binary"
 """`code`: `dim` int8, the embedding scalar-quantised."""
 
-TERM_BLOCKS = "part int, block binary"
-"""Blocks of `lsh.blocks.encode_term_blocks`, for reduce partition `part`; each part is a folder `part=<part>`."""
+BLOCKS = "block binary"
+"""Blocks of `lsh.blocks.encode_term_blocks` of one reduce partition; each part is a folder `part=<part>`."""
 
 PARTS = "part int"
 
 HASHED = "part int, block binary, doc long, code binary"
-"""What a map task of `make_terms` emits: term blocks and codes, told apart by the nulls of the others."""
+"""What a map task of `make_terms` makes: term blocks and codes, told apart by the nulls of the others."""
 
 PAIR_BLOCKS = (
     "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "
@@ -57,8 +57,15 @@ PAIR_BLOCKS = (
 )
 """Blocks of `lsh.blocks.encode_pair_block`: pairs whose smaller doc lies in range `left_range`; counts are per part."""
 
+PAIR_COUNTS = (
+    "part int, num_pairs long, num_buckets long, largest_bucket long, num_cut_buckets long, num_cut_pairs long"
+)
+"""`PAIR_BLOCKS` without the blocks."""
+
 SCORED = "left_doc long, right_doc long, similarity float, score float, shared_terms int, histogram binary"
-"""What a task of `select_matches` emits: matches, and one row that only holds the scores' histogram."""
+"""What a task of `select_matches` makes: matches, and one row that only holds the scores' histogram."""
+
+HISTOGRAMS = "histogram binary"
 
 EDGES = "left_doc long, right_doc long, similarity float, score float, shared_terms int"
 """Matches, `left_doc < right_doc`."""

@@ -9,32 +9,33 @@ similarity and score are the overlap of their terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
 from batch_jobs.make_terms import binary_values
 from batch_jobs.nights import read_columns
-from batch_jobs.session import write_table
+from batch_jobs.session import ROWS_PER_GROUP
+from batch_jobs.task_files import parquet_file
+from batch_jobs.task_runners import TaskRunner
 from embed.pair_scoring import PairScorer
 from lsh.blocks import decode_pair_blocks
 from lsh.codes import pair_cosines
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 SCORED_ARROW = schemas.arrow(schemas.SCORED)
 
 STEP = "select"
 TABLES = ("edges",)
 HISTOGRAM_BINS = 100
+DOCS_PER_STRIP = 32_768
 
 Match = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
 """From pairs of docs `(m, 2)` to whether each is a match, and its score."""
@@ -53,39 +54,59 @@ class Selection:
 
 
 def select_matches(
-    spark: SparkSession,
+    runner: TaskRunner,
     folder: Path,
     *,
     pair_blocks: str,
     codes: tuple[str, ...],
     selection: Selection,
     docs_per_range: int,
-    num_partitions: int,
 ) -> Mapping[str, Any]:
     """Write `edges`; returns the histogram of the candidates' scores over -1..1."""
+    (folder / "edges").mkdir()
+    ranges = left_ranges(pair_blocks)
 
-    def verify(table: pa.Table) -> pa.Table:
-        return verify_blocks(table, codes=codes, selection=selection, docs_per_range=docs_per_range)
+    def write_matches(number: int) -> pa.Table:
+        blocks = read_pair_blocks(pair_blocks, ranges[number])
+        scored = verify_blocks(blocks, codes=codes, selection=selection, docs_per_range=docs_per_range)
+        write_edges(scored, folder / "edges", left_range=ranges[number])
+        return histogram_rows(scored)
 
-    scored = (
-        spark.read.parquet(pair_blocks)
-        .where("block IS NOT NULL")
-        .select("left_range", "block")
-        .repartition(num_partitions, "left_range")
-        .groupBy("left_range")
-        .applyInArrow(verify, schemas.SCORED)
-        .persist()
-    )
-    try:
-        write_table(scored.where("histogram IS NULL").drop("histogram"), folder / "edges")
-        histograms = [
-            np.frombuffer(row["histogram"], "<i8")
-            for row in scored.where("histogram IS NOT NULL").select("histogram").toLocalIterator()
-        ]
-    finally:
-        scored.unpersist()
-    histogram = np.sum(histograms, axis=0, dtype=np.int64) if histograms else np.zeros(HISTOGRAM_BINS, np.int64)
-    return {"num_distinct_pairs": int(histogram.sum()), "score_histogram": histogram.tolist()}
+    histograms = runner.run(len(ranges), write_matches, returns=schemas.HISTOGRAMS, folder=folder)
+    if not ranges:
+        write_edges(SCORED_ARROW.empty_table(), folder / "edges", left_range=0)
+    return histogram_stats(histograms)
+
+
+def left_ranges(pair_blocks: str) -> list[int]:
+    """The ranges of left docs that have pairs, ascending."""
+    ranges = read_columns((pair_blocks,), ["left_range"])["left_range"]
+    return sorted(pc.unique(ranges).drop_null().to_pylist())
+
+
+def read_pair_blocks(pair_blocks: str, left_range: int) -> pa.Table:
+    """The column `block` of the rows of one range, in the order of parts."""
+    return read_columns((pair_blocks,), ["block"], where=pyarrow.dataset.field("left_range") == left_range)
+
+
+def write_edges(scored: pa.Table, folder: Path, *, left_range: int) -> None:
+    """The matches among `SCORED` rows as the file of one range."""
+    edges = scored.filter(pc.is_null(scored["histogram"])).drop_columns("histogram")
+    with parquet_file(folder / f"part-{left_range:05d}.parquet", edges.schema) as file:
+        file.write_table(edges, row_group_size=ROWS_PER_GROUP)
+
+
+def histogram_rows(scored: pa.Table) -> pa.Table:
+    """The histograms among `SCORED` rows."""
+    return scored.select(["histogram"]).filter(pc.is_valid(scored["histogram"]))
+
+
+def histogram_stats(histograms: pa.Table) -> dict[str, Any]:
+    """The histograms of all ranges as the step's one."""
+    total = np.zeros(HISTOGRAM_BINS, np.int64)
+    for histogram in histograms["histogram"].to_pylist():
+        total += np.frombuffer(histogram, "<i8")
+    return {"num_distinct_pairs": int(total.sum()), "score_histogram": total.tolist()}
 
 
 def verify_blocks(table: pa.Table, *, codes: tuple[str, ...], selection: Selection, docs_per_range: int) -> pa.Table:
@@ -137,23 +158,51 @@ def _scored(
     if not len(pairs):
         return similarities, scores
     dim, scorer = selection.dim, selection.scorer
-    right_ranges = (pairs[:, 1] // np.uint64(docs_per_range)).astype(np.int64)
     left_range = int(pairs[0, 0]) // docs_per_range
     left_docs, left_codes = read_codes(codes, left_range, dim=dim, docs_per_range=docs_per_range)
+    left_row_of = _row_of(left_docs, left_range, docs_per_range)
     lowest = scorer.lowest_similarity(selection.min_score)
-    for right_range in np.unique(right_ranges):
-        rows = np.flatnonzero(right_ranges == right_range)
+    for right_range, rows in _by_right_range(pairs[:, 1], docs_per_range):
         right_docs, right_codes = (
             (left_docs, left_codes)
             if right_range == left_range
-            else read_codes(codes, int(right_range), dim=dim, docs_per_range=docs_per_range)
+            else read_codes(codes, right_range, dim=dim, docs_per_range=docs_per_range)
         )
-        left_rows, right_rows = np.searchsorted(left_docs, pairs[rows, 0]), np.searchsorted(right_docs, pairs[rows, 1])
+        right_row_of = _row_of(right_docs, right_range, docs_per_range)
+        left_rows = left_row_of[pairs[rows, 0] - np.uint64(left_range * docs_per_range)]
+        right_rows = right_row_of[pairs[rows, 1] - np.uint64(right_range * docs_per_range)]
         similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows)
         scores[rows] = scorer.scores_above(
             similarities[rows], left_codes, right_codes, left_rows, right_rows, lowest_similarity=lowest
         )
     return similarities, scores
+
+
+def _by_right_range(rights: NDArray[np.uint64], docs_per_range: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each range of right docs that there is, and the rows of its pairs, strip by strip: its codes fit in a cache."""
+    docs_per_strip = DOCS_PER_STRIP if docs_per_range % DOCS_PER_STRIP == 0 else docs_per_range
+    strips = rights // np.uint64(docs_per_strip)
+    first_strip = int(strips.min())
+    strips -= np.uint64(first_strip)
+    # Sorting the low bits first sorts by all of them: a stable sort of 16 bits counts, one of 64 compares.
+    order = np.argsort(strips.astype(np.uint16), kind="stable")
+    if int(strips.max()) > np.iinfo(np.uint16).max:
+        order = order[np.argsort(strips[order] >> np.uint64(16), kind="stable")]
+    ends = np.cumsum(np.bincount(strips.view(np.int64)))
+    ranges = (first_strip + np.arange(ends.size)) * docs_per_strip // docs_per_range
+    last_strips = np.append(np.flatnonzero(np.diff(ranges)), ends.size - 1)
+    start = 0
+    for strip in last_strips.tolist():
+        if start < ends[strip]:
+            yield int(ranges[strip]), order[start : ends[strip]]
+        start = int(ends[strip])
+
+
+def _row_of(docs: NDArray[np.uint64], doc_range: int, docs_per_range: int) -> NDArray[np.int64]:
+    """The row of each doc of a range by its place in the range, -1 for one that has none."""
+    row_of = np.full(docs_per_range, -1)
+    row_of[(docs - np.uint64(doc_range * docs_per_range)).astype(np.int64)] = np.arange(docs.size)
+    return row_of
 
 
 def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
@@ -182,6 +231,8 @@ def read_codes(
     table = read_columns(codes, ["doc", "code"], where=(doc >= first) & (doc < first + docs_per_range))
     docs = table["doc"].to_numpy().astype(np.uint64)
     rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
+    if np.all(docs[1:] > docs[:-1]):
+        return docs, rows
     order = np.argsort(docs, kind="stable")
     return docs[order], rows[order]
 

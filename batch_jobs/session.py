@@ -15,9 +15,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,6 @@ POLL_S = 0.25
 DRIVER_BYTES = 2 << 30
 """Of the driver's JVM, for its own; what tasks need comes on top where they run inside it."""
 ROWS_PER_GROUP = 16_384
-BYTES_PER_GROUP = 16 << 20
 LOCAL_MASTER = "local[*]"
 ROWS_PER_ARROW_BATCH = 2048
 BYTES_PER_ARROW_BATCH = 64 << 20
@@ -42,6 +41,79 @@ BYTES_PER_ARROW_BATCH = 64 << 20
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """The Spark session of a run, started when it is first asked for: a run of small steps never waits for it.
+
+    Use it as a context manager; a session that was started is stopped at the end.
+    """
+
+    def __init__(self, *, master: str | None, log: Path) -> None:
+        self._master = master
+        self._log = log
+        self._started: SparkSession | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._started = None
+        self._open.__exit__(*raised)
+
+    @property
+    def spark(self) -> SparkSession:
+        return self.start()
+
+    def start(self) -> SparkSession:
+        """The session, which is started unless it is there."""
+        if self._started is None:
+            self._started = self._open.enter_context(spark_session(master=self._master, log=self._log))
+        return self._started
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether nobody asked for Spark: no master is given, nor is there a session of other machines."""
+        if self._master is not None or _is_submitted():
+            return False
+        if "pyspark.sql" not in sys.modules:
+            return True
+        from pyspark.sql import SparkSession
+
+        active = SparkSession.getActiveSession()
+        return active is None or runs_locally(str(active.sparkContext.master))
+
+    @property
+    def parallelism(self) -> int:
+        """Tasks that run at once: those of the session, or one a core where it may never start."""
+        if self._started is None and self.is_optional:
+            return num_cores()
+        return default_parallelism(self.spark)
+
+    @contextmanager
+    def watched(self, progress: Callable[[float], None]) -> Iterator[None]:
+        """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(POLL_S):
+                if self._started is None:
+                    continue
+                with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
+                    tracker = self._started.sparkContext.statusTracker()
+                    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+                    total = sum(stage.numTasks for stage in stages if stage)
+                    if total:
+                        progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @contextmanager
@@ -71,7 +143,7 @@ def _start(master: str | None, log: Path) -> SparkSession:
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("neardup")
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    submitted = _is_submitted()
     if not submitted:
         _require_java()
         # `spark-submit` decides these; where it did not run the workers run what the driver runs.
@@ -99,6 +171,10 @@ def _start(master: str | None, log: Path) -> SparkSession:
         # It would print a traceback when the JVM dies, which is told anyway.
         setattr(spark.sparkContext._accumulatorServer, "handle_error", lambda *_: None)  # noqa: B010
     return spark
+
+
+def _is_submitted() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
 def runs_locally(master: str) -> bool:
@@ -141,7 +217,7 @@ def own_settings(master: str, log: Path) -> dict[str, str]:
         **settings,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        # The JVM only moves blobs; compiling its code well would cost more time than it saves.
+        # The JVM only moves images; compiling its code well would cost more time than it saves.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
         "spark.local.dir": str(log.parent / ".spark"),
     }
@@ -209,46 +285,10 @@ def default_parallelism(spark: SparkSession) -> int:
     return max(1, spark.sparkContext.defaultParallelism)
 
 
-@contextmanager
-def watched(spark: SparkSession, progress: Callable[[float], None]) -> Iterator[None]:
-    """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
-    stop = threading.Event()
-    tracker = spark.sparkContext.statusTracker()
-
-    def watch() -> None:
-        while not stop.wait(POLL_S):
-            with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
-                stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-                total = sum(stage.numTasks for stage in stages if stage)
-                if total:
-                    progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
     """Write a Parquet table; `num_files` None keeps the frame's partitions."""
     frame = frame.coalesce(num_files) if num_files else frame
     frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
-
-
-def write_blobs(frame: DataFrame, path: Path, *, by: str | None = None) -> None:
-    """Write a Parquet table whose rows have megabytes each; `by` makes a folder of each value of a column.
-
-    Parquet looks at the size of a page only once it has a hundred rows unless told otherwise, and would hold all of
-    them in the memory of the JVM, several times over.
-    """
-    writer = frame.write.mode("overwrite").option("compression", "zstd").option("parquet.block.size", BYTES_PER_GROUP)
-    for what in ("page", "block"):
-        for bound in ("min", "max"):
-            writer = writer.option(f"parquet.{what}.size.row.check.{bound}", 1)
-    writer.parquet(str(path), partitionBy=by)
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from batch_jobs.errors import BatchError
 from embed.decoding import ImageLimits
 from lsh.candidates import CandidateParams
-from lsh.terms import TermParams
+from lsh.terms import MILLION_TERMS, TermParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class RunSettings:
     max_reject_ratio: float = 1.0
     uri_root: Path | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
-    terms: TermParams = field(default_factory=TermParams)
+    terms: TermParams = MILLION_TERMS
     candidates: CandidateParams = field(default_factory=CandidateParams)
     master: str | None = None
     num_partitions: int | None = None

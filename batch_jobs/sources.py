@@ -26,13 +26,15 @@ from batch_jobs import schemas
 from batch_jobs.errors import SourceError
 from batch_jobs.settings import digest
 from embed.decoding import ImageRejected, RejectReason
+from lsh.row_hashes import hash_rows
 
 GLOB_CHARACTERS = frozenset("*?[")
 SIZE_BITS = 22
 NO_STATE = -1
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 16_384
 STAT_THREADS = 8
 MIN_MAPPED_BYTES = 1 << 20
+MAX_ASCII = 127
 TYPES = {"string": (pa.string(), pa.large_string()), "binary": (pa.binary(), pa.large_binary())}
 
 
@@ -87,8 +89,8 @@ def list_source(source: Source) -> pa.Table:
     """
     if source.kind is SourceKind.EMBEDDINGS:
         given = read_embeddings(source.path)
-        image_ids = pa.array(given.image_ids.tolist(), pa.string())
-        return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), embedding_states(given.embeddings))
+        image_ids = strings(given.image_ids)
+        return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), given.states)
     if source.kind is SourceKind.FILES:
         return _listing(pa.array(file_ids(source)), pa.array(source.files), _file_states(source.files))
     if source.kind is SourceKind.URI_TABLE:
@@ -129,20 +131,6 @@ def file_state(path: str) -> int:
     """
     size_bytes, changed_ns = _file_state(path)
     return NO_STATE if size_bytes < 0 else (changed_ns // 1_000_000) << SIZE_BITS | size_bytes & ((1 << SIZE_BITS) - 1)
-
-
-def embedding_states(embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-    """`(n,)` int64: a hash of each row's bytes.
-
-    Source: multilinear hashing of 32-bit words, Lemire and Kaser, arXiv 1202.4961.
-    """
-    weights = np.random.default_rng(0).integers(0, 2**64, embeddings.shape[1], dtype=np.uint64)
-    states = np.empty(len(embeddings), np.int64)
-    for start in range(0, len(embeddings), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        words = np.ascontiguousarray(embeddings[rows]).view(np.uint32).astype(np.uint64)
-        states[rows] = (words @ weights).view(np.int64)
-    return states
 
 
 def read_image_bytes(path: str, *, root: str, max_bytes: int) -> bytes:
@@ -262,10 +250,14 @@ def _embeddings_file(path: Path) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class GivenEmbeddings:
-    """Embeddings made elsewhere: `image_ids` `(n,)` strings, `embeddings` `(n, dim)` float32 unit rows."""
+    """Embeddings made elsewhere: `image_ids` `(n,)` strings, `embeddings` `(n, dim)` float32 unit rows.
+
+    `states` `(n,)` int64 are hashes of the rows' bytes.
+    """
 
     image_ids: np.ndarray
     embeddings: np.ndarray
+    states: NDArray[np.int64]
     digest: str
 
 
@@ -300,15 +292,43 @@ def _read_embeddings(path: Path, _: tuple[int, int]) -> GivenEmbeddings:
         )
     if not len(image_ids):
         raise SourceError(f"source {path} is empty: it has no embeddings")
-    for start in range(0, len(embeddings), ROWS_AT_ONCE):
-        lengths = np.linalg.norm(embeddings[start : start + ROWS_AT_ONCE], axis=1)
-        if not np.allclose(lengths, 1.0, atol=1e-3):
-            worst = int(np.argmax(np.abs(np.nan_to_num(lengths, nan=np.inf) - 1.0)))
-            raise SourceError(
-                f"source {path}: row {start + worst} of embeddings has length {lengths[worst]:.4g}; "
-                "every row must have length 1"
-            )
-    return GivenEmbeddings(image_ids, embeddings, str(made_by))
+    states, lengths = _hashed(embeddings)
+    if not np.allclose(lengths, 1.0, atol=1e-3):
+        worst = int(np.argmax(np.abs(np.nan_to_num(lengths, nan=np.inf) - 1.0)))
+        raise SourceError(
+            f"source {path}: row {worst} of embeddings has length {lengths[worst]:.4g}; every row must have length 1"
+        )
+    return GivenEmbeddings(image_ids, embeddings, states, str(made_by))
+
+
+def _hashed(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The state and the length of each row; threads wait together for what is read from disk."""
+    with ThreadPoolExecutor() as pool:
+        starts = range(0, len(embeddings), ROWS_AT_ONCE)
+        parts = list(pool.map(lambda start: hash_rows(embeddings[start : start + ROWS_AT_ONCE]), starts))
+    states, squares = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return states, np.sqrt(squares)
+
+
+def strings(texts: NDArray[np.str_]) -> pa.Array:
+    """Texts `(n,)` for Arrow; where all are ASCII, as ids are, without an object for each.
+
+    >>> strings(np.array(["a", "", "bcd"])).to_pylist()
+    ['a', '', 'bcd']
+    """
+    width = texts.dtype.itemsize // 4
+    if not width or not len(texts):
+        return pa.array(texts.tolist(), pa.string())
+    points = np.ascontiguousarray(texts, texts.dtype.newbyteorder("=")).view(np.uint32).reshape(len(texts), width)
+    if points.max() > MAX_ASCII:
+        return pa.array(texts.tolist(), pa.string())
+    # numpy fills up with zeros behind the last character.
+    lengths = width - np.argmax(points[:, ::-1] != 0, axis=1)
+    lengths[points.max(axis=1) == 0] = 0
+    is_text = np.arange(width) < lengths[:, None]
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(points.astype(np.uint8)[is_text])]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
 
 
 def _array(path: Path, name: str) -> np.ndarray:

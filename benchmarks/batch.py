@@ -31,9 +31,9 @@ from cli.tables import show_table
 
 OURS = "ours"
 STAGES = ("terms", "candidates", "select")
+BLOCKS = ("term_blocks", "pair_blocks")
 MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 5_000}
 SLICE_ROWS = 2000
-IMAGES_PER_PARTITION = 125_000
 COSINES = (0.79, 0.85, 0.9, 0.95)
 
 
@@ -42,7 +42,8 @@ class Row:
     """One contender on one case; `ratio` is its seconds over ours of the same case and size, None until it is known.
 
     `recall_by_cosine` and `true_pairs` go by the band's label; `share_searched` below 1 means extrapolated seconds.
-    `cpu_s` are core-seconds of the whole command, Spark's start included; `disk_bytes` those of its workspace.
+    `shuffle_bytes` are Spark's and those of blocks in files. `cpu_s` are core-seconds of the whole command, Spark's
+    start included; `disk_bytes` those of its workspace.
     """
 
     case: str
@@ -117,6 +118,11 @@ def bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def block_bytes(workspace: Path) -> int:
+    """The sizes of all blocks that our tasks hand to one another in files, which Spark does not count."""
+    return sum(bytes_below(folder) for name in BLOCKS for folder in workspace.glob(f"steps/*/{name}"))
+
+
 def recall_by_cosine(
     truth: Truth, found: NDArray[np.bool_], min_similarity: float
 ) -> tuple[dict[str, float], dict[str, int]]:
@@ -180,9 +186,9 @@ def _run_ours(case: Case, truth: Truth, plan: Mapping[str, Any], number: int) ->
     with _event_folder(case, f"{OURS}-{number}") as events:
         arguments = ["dedup", str(case.embeddings), "--workspace", str(case.folder / f"workspace-{number}")]
         arguments += ["--min-score", str(case.min_similarity), "--plan", str(case.folder / "plan.json")]
-        arguments += ["--master", case.master, "--partitions", str(max(4, case.num_images // IMAGES_PER_PARTITION))]
+        arguments += ["--master", case.master]
         run = run_neardup(arguments, environment=keep_events(Path(events)))
-        moved = shuffle_bytes(Path(events))
+        moved = shuffle_bytes(Path(events)) + block_bytes(case.folder / f"workspace-{number}")
     edges = read_edges(run.output("edges"), run.output("catalogue"))
     terms = plan["terms"]
     row = Row(

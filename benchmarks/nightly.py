@@ -86,10 +86,10 @@ def write_sources(folder: Path, *, num_known: int, num_new: int, seed: int) -> d
     return {name: folder / f"{name}.npz" for name in chosen}
 
 
-def run_night(source: Path, workspace: Path, master: str, *arguments: str) -> NeardupRun:
+def run_night(source: Path, workspace: Path, master: str | None, *arguments: str) -> NeardupRun:
     """`neardup nightly` in a process of its own."""
-    fixed = ["nightly", str(source), "--workspace", str(workspace), "--min-score", str(MIN_SCORE), "--master", master]
-    return run_neardup([*fixed, *arguments])
+    fixed = ["nightly", str(source), "--workspace", str(workspace), "--min-score", str(MIN_SCORE)]
+    return run_neardup([*fixed, *(["--master", master] if master else []), *arguments])
 
 
 def matches_of(workspace: Path) -> NDArray[np.int64]:
@@ -108,7 +108,7 @@ def matches_of(workspace: Path) -> NDArray[np.int64]:
 class KnownWorkspace:
     """A workspace with one night over the known images, put back to that night after each further one."""
 
-    def __init__(self, folder: Path, source: Path, master: str) -> None:
+    def __init__(self, folder: Path, source: Path, master: str | None) -> None:
         self.folder = folder
         run_night(source, folder, master)
         self._pointer = (folder / "nights" / "current.json").read_bytes()
@@ -121,7 +121,7 @@ class KnownWorkspace:
             shutil.rmtree(step)
 
 
-def take_turn(folder: Path, known: KnownWorkspace, sources: dict[str, Path], master: str) -> Turn:
+def take_turn(folder: Path, known: KnownWorkspace, sources: dict[str, Path], master: str | None) -> Turn:
     """A full run, a night over the whole source, a night over the new images."""
     full_folder = folder / "full"
     full = run_night(sources["whole"], full_folder, master)
@@ -178,10 +178,12 @@ def _stages(turns: Sequence[Turn], name: str) -> str:
 )
 @click.option("--new", "num_new", type=click.IntRange(min=1), default=10_000, show_default=True)
 @click.option("--runs", "num_runs", type=click.IntRange(1), default=1, show_default=True, help="Turns; medians count.")
-@click.option("--master", default="local[2]", show_default=True, help="Spark master.")
+@click.option("--master", help="Spark master. [default: this machine, without Spark for small steps]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def command(*, num_images: int, num_new: int, num_runs: int, master: str, seed: int, json_path: Path | None) -> None:
+def command(
+    *, num_images: int, num_new: int, num_runs: int, master: str | None, seed: int, json_path: Path | None
+) -> None:
     """Time one night beside the full run over the same embeddings, and compare their matches.
 
     Example: python -m benchmarks nightly --images 200000 --new 10000 --json nightly.json

@@ -5,6 +5,7 @@ Commands are loaded when they are called, so that help and completion answer at 
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -125,6 +126,9 @@ def main() -> None:
         code = exit_code_of(error)
         _say(f"error: {error}" if code is not ExitCode.INTERNAL else _internal(error))
         sys.exit(code)
+    finally:
+        # Python would look through all that is left for cycles before it gives it back.
+        gc.freeze()
 
 
 def exit_code_of(error: Exception) -> ExitCode:

@@ -93,7 +93,7 @@ def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Path(path_type=Path, exists=True, file_okay=False),
                 help="Folder that a table's uris may point into. [default: the table's own]",
             ),
-            click.option("--master", help="Spark master. [default: local[*]]"),
+            click.option("--master", help="Spark master, for small steps too. [default: local[*], where it is needed]"),
             click.option(
                 "--partitions", type=click.IntRange(1, 100_000), help="Spark partitions. [default: two a core]"
             ),

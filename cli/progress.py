@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batch_jobs.pipeline import Listener
 
 STAGE_LABELS = {
-    "start": "starting Spark",
+    "start": "starting",
     "catalogue": "reading images",
     "embed": "embedding",
     "terms": "hashing",

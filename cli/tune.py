@@ -45,7 +45,7 @@ NUM_SHOWN = 6
 @click.option(
     "--unverified", is_flag=True, help="Plan for codes that do not fit: shared terms alone must tell matches."
 )
-@click.option("--max-tables", type=click.IntRange(4, 64), default=64, show_default=True, help="Most hash tables.")
+@click.option("--max-tables", type=click.IntRange(4, 96), default=96, show_default=True, help="Most hash tables.")
 @click.option("--sample", "num_sampled", type=click.IntRange(1000, 200_000), default=20_000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--check", is_flag=True, help="Run the best plan on EMBEDDINGS and print what it did beside it.")

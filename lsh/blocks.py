@@ -25,6 +25,7 @@ from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted
 MAX_PARTITIONS = 1 << 16
 MAX_SHARED_TERMS = (1 << 32) - 1
 MAX_WORDS_PER_SKETCH = 64
+_BITS_PER_WORD = 64
 
 TERM_BLOCK = FrameFormat(
     name="term block",
@@ -106,9 +107,37 @@ def encode_term_blocks(
 def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     """All postings of `blocks`, merged: distinct, sorted, with each doc once.
 
-    Raises FormatError for damaged blocks, and for two blocks that give one doc different sketches.
+    A posting becomes one word, sorted in place, so memory stays near 20 bytes a posting. Raises FormatError for damaged
+    blocks, and for two blocks that give one doc different sketches.
     """
-    return _merged([_decode_term_block(block) for block in blocks])
+    opened = [TERM_BLOCK.unpack(block) for block in blocks]
+    row_bits = max(1, sum(counts[0] for counts, _ in opened).bit_length())
+    words = np.empty(sum(counts[1] for counts, _ in opened), dtype=np.uint64)
+    docs: list[NDArray[np.uint64]] = []
+    sketches: list[NDArray[np.uint64]] = []
+    num_rows = num_words = 0
+    for counts, body in opened:
+        part = _decoded(counts, body)
+        if part.terms.size and int(part.terms[-1]).bit_length() + row_bits > _BITS_PER_WORD:
+            return _merged([_decoded(*one) for one in opened])
+        packed = words[num_words : num_words + part.terms.size]
+        np.left_shift(part.terms, np.uint64(row_bits), out=packed)
+        packed |= part.doc_rows.view(np.uint64) + np.uint64(num_rows)
+        docs.append(part.docs)
+        sketches.append(part.sketches)
+        num_rows, num_words = num_rows + part.docs.size, num_words + part.terms.size
+    if not opened:
+        return _merged([])
+    row_mask = np.uint64((1 << row_bits) - 1)
+    all_docs, all_sketches, row_of = _docs_once(docs, sketches)
+    if row_of is not None:
+        words = words & ~row_mask | row_of.view(np.uint64)[words & row_mask]
+    words.sort()
+    if np.any(words[1:] == words[:-1]):
+        words = words[starts_of_runs(words)]
+    doc_rows = (words & row_mask).view(np.int64)
+    words >>= np.uint64(row_bits)
+    return TermPostings(words, doc_rows, all_docs, all_sketches)
 
 
 def join_term_blocks(
@@ -121,25 +150,56 @@ def join_term_blocks(
     `decode_term_blocks` does.
     """
     added = decode_term_blocks(new)
-    terms = added.terms[starts_of_runs(added.terms)]
-    shared = [_restricted(_decode_term_block(block), terms, removed_docs) for block in known]
-    return _merged([*(part for part in shared if part.terms.size), added])
+    is_first = starts_of_runs(added.terms)
+    terms = added.terms[is_first]
+    shared = [_restricted(block, terms, removed_docs) for block in known]
+    found = [part for part in shared if part.numbers.size]
+    if not found:
+        return added
+    return _joined([*found, _Shared(np.cumsum(is_first) - 1, added.doc_rows, added.docs, added.sketches)], terms)
 
 
-def _restricted(postings: TermPostings, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> TermPostings:
-    """The postings of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
-    kept = _positions_of_terms(postings.terms, terms)
-    rows, row_of_posting = np.unique(postings.doc_rows[kept], return_inverse=True)
-    is_removed = _is_in_sorted(postings.docs[rows], removed_docs)
-    is_kept = ~is_removed[row_of_posting]
-    new_row = np.cumsum(~is_removed) - 1
-    rows = rows[~is_removed]
-    return TermPostings(
-        postings.terms[kept[is_kept]],
-        new_row[row_of_posting[is_kept]],
-        postings.docs[rows],
-        postings.sketches[rows],
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """Postings by the `numbers` `(m,)` of their terms among the wanted ones, else as in `TermPostings`."""
+
+    numbers: NDArray[np.int64]
+    doc_rows: NDArray[np.int64]
+    docs: NDArray[np.uint64]
+    sketches: NDArray[np.uint64]
+
+
+def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> _Shared:
+    """The postings of a block of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
+    docs, block_terms, rows, sketches = _columns(*TERM_BLOCK.unpack(block))
+    kept, numbers = _postings_of_terms(block_terms, terms)
+    rows = rows[kept]
+    _check_rows(rows, docs.size)
+    is_named = np.zeros(docs.size, dtype=np.bool_)
+    is_named[rows] = True
+    if removed_docs.size:
+        is_named &= ~_is_in_sorted(docs, removed_docs)
+        is_kept = is_named[rows]
+        numbers, rows = numbers[is_kept], rows[is_kept]
+    named, new_row = np.flatnonzero(is_named), np.cumsum(is_named) - 1
+    return _Shared(numbers, new_row[rows], docs[named], sketches[named])
+
+
+def _joined(parts: Sequence[_Shared], terms: NDArray[np.uint64]) -> TermPostings:
+    """The postings of all parts; those of parts that follow one another are put in their places without sorting."""
+    docs, sketches, row_of = _docs_once([part.docs for part in parts], [part.sketches for part in parts])
+    if row_of is not None:
+        return _merged(
+            [_checked_postings(terms[part.numbers], part.doc_rows, part.docs, part.sketches) for part in parts]
+        )
+    counts = np.sum([np.bincount(part.numbers, minlength=terms.size) for part in parts], axis=0)
+    places = np.cumsum(counts) - counts
+    doc_rows = np.empty(int(counts.sum()), np.int64)
+    first_row = 0
+    for part in parts:
+        _put(part.numbers, part.doc_rows, first_row, places, doc_rows)
+        first_row += part.docs.size
+    return _checked_postings(np.repeat(terms, counts), doc_rows, docs, sketches)
 
 
 def _is_in_sorted(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -154,24 +214,37 @@ def _merged(decoded: Sequence[TermPostings]) -> TermPostings:
     if not decoded:
         no_words = np.empty(0, dtype=np.uint64)
         return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words.reshape(0, 1))
-    widths = sorted({part.sketches.shape[1] for part in decoded})
-    if len(widths) > 1:
-        raise FormatError(f"term blocks have sketches of {widths} words; they come from different runs")
-    block_docs = np.concatenate([part.docs for part in decoded])
-    block_sketches = np.concatenate([part.sketches for part in decoded])
-    docs, first_rows, merged_rows = np.unique(block_docs, return_index=True, return_inverse=True)
-    sketches = block_sketches[first_rows]
-    is_different = np.any(sketches[merged_rows] != block_sketches, axis=1)
-    if np.any(is_different):
-        doc = block_docs[np.argmax(is_different)]
-        raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
+    docs, sketches, row_of = _docs_once([part.docs for part in decoded], [part.sketches for part in decoded])
     offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
     rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
     terms, doc_rows = sort_by_keys(
-        np.concatenate([part.terms for part in decoded]), merged_rows[rows].astype(np.uint64)
+        np.concatenate([part.terms for part in decoded]),
+        (rows if row_of is None else row_of[rows]).astype(np.uint64),
     )
     is_new = starts_of_runs(terms, doc_rows)
     return TermPostings(terms[is_new], doc_rows[is_new].astype(np.int64), docs, sketches)
+
+
+def _docs_once(
+    docs: Sequence[NDArray[np.uint64]], sketches: Sequence[NDArray[np.uint64]]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64] | None]:
+    """The distinct docs of one block or more, ascending, with their sketches, and the new row of each old one in turn.
+
+    None for rows that stay: those of blocks that follow one another.
+    """
+    widths = sorted({part.shape[1] for part in sketches})
+    if len(widths) > 1:
+        raise FormatError(f"term blocks have sketches of {widths} words; they come from different runs")
+    block_docs, block_sketches = np.concatenate(docs), np.concatenate(sketches)
+    if np.all(block_docs[1:] > block_docs[:-1]):
+        return block_docs, block_sketches, None
+    once, first_rows, row_of = np.unique(block_docs, return_index=True, return_inverse=True)
+    kept = block_sketches[first_rows]
+    is_different = np.any(kept[row_of] != block_sketches, axis=1)
+    if np.any(is_different):
+        doc = block_docs[np.argmax(is_different)]
+        raise FormatError(f"doc {doc} has different sketches in two term blocks; they come from different runs")
+    return once, kept, row_of
 
 
 def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> bytes:
@@ -191,19 +264,56 @@ def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32
 def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """The distinct pairs of `blocks`, `(m, 2)` uint64 ascending, and the sum of their shared terms, `(m,)` uint32.
 
-    Raises FormatError for damaged blocks.
+    A pair becomes one word, sorted in place. Raises FormatError for damaged blocks.
     """
-    decoded = [_decode_pair_block(block) for block in blocks]
-    if not decoded:
+    opened = [PAIR_BLOCK.unpack(block) for block in blocks]
+    if not sum(counts[0] for counts, _ in opened):
         return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
+    bounds = np.array([_bounds_of_pairs(*_decoded_pairs(*one)) for one in opened if one[0][0]], dtype=np.uint64)
+    first_left = np.uint64(bounds[:, 0].min())
+    last_left, last_right, most_shared = (np.uint64(bound) for bound in bounds[:, 1:].max(axis=0))
+    right_bits, shared_bits = (np.uint64(int(bound).bit_length()) for bound in (last_right, most_shared))
+    if int(last_left - first_left).bit_length() + int(right_bits) + int(shared_bits) > _BITS_PER_WORD:
+        return _pairs_of_any_size([_decoded_pairs(*one) for one in opened])
+    words = np.empty(sum(counts[0] for counts, _ in opened), dtype=np.uint64)
+    num_words = 0
+    for counts, body in opened:
+        lefts, rights, shared_terms = _decoded_pairs(counts, body)
+        packed = words[num_words : num_words + lefts.size]
+        np.left_shift(lefts - first_left, right_bits, out=packed)
+        packed |= rights
+        packed <<= shared_bits
+        packed |= shared_terms
+        num_words += lefts.size
+    words.sort()
+    num_pairs, most = _sum_runs(words, shared_bits, totals := np.empty(words.size, dtype=np.uint64))
+    _check_shared_terms(int(most))
+    pairs = np.empty((num_pairs, 2), dtype=np.uint64)
+    np.add(words[:num_pairs] >> right_bits, first_left, out=pairs[:, 0])
+    np.bitwise_and(words[:num_pairs], np.uint64((1 << int(right_bits)) - 1), out=pairs[:, 1])
+    return pairs, totals[:num_pairs].astype(np.uint32)
+
+
+def _bounds_of_pairs(
+    lefts: NDArray[np.uint64], rights: NDArray[np.uint64], shared_terms: NDArray[np.uint64]
+) -> tuple[int, int, int, int]:
+    return int(lefts[0]), int(lefts[-1]), int(rights.max()), int(shared_terms.max())
+
+
+def _pairs_of_any_size(
+    decoded: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """What `decode_pair_blocks` returns, of pairs that do not fit in one word with what they share."""
     lefts, rights, shared_terms = sort_by_keys(*(np.concatenate(parts) for parts in zip(*decoded, strict=True)))
     first = np.flatnonzero(starts_of_runs(lefts, rights))
-    if first.size == 0:
-        return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
     totals = np.add.reduceat(shared_terms, first)
-    if int(totals.max()) > MAX_SHARED_TERMS:
-        raise FormatError(f"a pair shares {int(totals.max())} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
+    _check_shared_terms(int(totals.max()))
     return np.stack([lefts[first], rights[first]], axis=1), totals.astype(np.uint32)
+
+
+def _check_shared_terms(most: int) -> None:
+    if most > MAX_SHARED_TERMS:
+        raise FormatError(f"a pair shares {most} terms, more than {MAX_SHARED_TERMS}; a block is damaged")
 
 
 def _encode_term_block(
@@ -218,28 +328,49 @@ def _encode_term_block(
     return TERM_BLOCK.pack(counts, [*sections, sketches[is_named].astype("<u8")])
 
 
-def _decode_term_block(block: FrameBytes) -> TermPostings:
-    counts, body = TERM_BLOCK.unpack(block)
+def _decoded(counts: tuple[int, ...], body: NDArray[np.uint8]) -> TermPostings:
+    """The postings of a term block that `TERM_BLOCK` has unpacked."""
+    docs, terms, rows, sketches = _columns(counts, body)
+    _check_rows(rows, docs.size)
+    return _checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
+
+
+def _columns(
+    counts: tuple[int, ...], body: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie, unchecked."""
     num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
     if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
         raise FormatError(f"words_per_sketch={words_per_sketch} of a term block is out of range; the block is damaged")
     docs_data, terms_data, rows_data, sketches_data = TERM_BLOCK.split(
         body, [docs_bytes, terms_bytes, rows_bytes, 8 * words_per_sketch * num_docs]
     )
-    docs = decode_sorted(docs_data, num_docs)
-    terms = decode_sorted(terms_data, num_postings)
-    rows = decode(rows_data, num_postings)
-    if num_postings and int(rows.max()) >= num_docs:
+    return (
+        decode_sorted(docs_data, num_docs),
+        decode_sorted(terms_data, num_postings),
+        decode(rows_data, num_postings),
+        np.frombuffer(sketches_data, dtype="<u8").reshape(num_docs, words_per_sketch),
+    )
+
+
+def _check_rows(rows: NDArray[np.uint64], num_docs: int) -> None:
+    if rows.size and int(rows.max()) >= num_docs:
         raise FormatError(f"a posting names doc row {int(rows.max())}, the term block has {num_docs} docs")
+
+
+def _checked_postings(
+    terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64]
+) -> TermPostings:
     try:
-        sketches = np.frombuffer(sketches_data, dtype="<u8").astype(np.uint64).reshape(num_docs, words_per_sketch)
-        return TermPostings(terms, rows.astype(np.int64), docs, sketches)
+        return TermPostings(terms, doc_rows, docs, sketches)
     except ParameterError as error:
         raise FormatError(f"a term block is damaged: {error}") from error
 
 
-def _decode_pair_block(block: FrameBytes) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    counts, body = PAIR_BLOCK.unpack(block)
+def _decoded_pairs(
+    counts: tuple[int, ...], body: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Lefts, rights and shared terms of a pair block that `PAIR_BLOCK` has unpacked."""
     num_pairs, *sizes_bytes = counts
     lefts_data, rights_data, shared_terms_data = PAIR_BLOCK.split(body, sizes_bytes)
     lefts = decode_sorted(lefts_data, num_pairs)
@@ -254,6 +385,26 @@ def _decode_pair_block(block: FrameBytes) -> tuple[NDArray[np.uint64], NDArray[n
 
 
 @njit(cache=True, nogil=True)
+def _sum_runs(words: NDArray[np.uint64], shared_bits: np.uint64, totals: NDArray[np.uint64]) -> tuple[int, np.uint64]:
+    """Moves the distinct keys above `shared_bits` of sorted `words` to the front; fills `totals` with what they share.
+
+    Returns how many there are and the largest total.
+    """
+    mask = (np.uint64(1) << shared_bits) - np.uint64(1)
+    num_keys, most = 0, np.uint64(0)
+    for i in range(words.size):
+        key, shared = words[i] >> shared_bits, words[i] & mask
+        if num_keys and words[num_keys - 1] == key:
+            totals[num_keys - 1] += shared
+        else:
+            words[num_keys] = key
+            totals[num_keys] = shared
+            num_keys += 1
+        most = max(most, totals[num_keys - 1])
+    return num_keys, most
+
+
+@njit(cache=True, nogil=True)
 def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.uint16]:
     partitions = np.empty(terms.size, np.uint16)
     for i in range(terms.size):
@@ -262,18 +413,34 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _positions_of_terms(terms: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct."""
-    positions = np.empty(terms.size, np.int64)
+def _postings_of_terms(
+    terms: NDArray[np.uint64], wanted: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct; and which one."""
+    positions, numbers = np.empty(terms.size, np.int64), np.empty(terms.size, np.int64)
     found = j = 0
     for i in range(terms.size):
         while j < wanted.size and wanted[j] < terms[i]:
             j += 1
         if j == wanted.size:
             break
-        positions[found] = i
+        positions[found], numbers[found] = i, j
         found += wanted[j] == terms[i]
-    return positions[:found].copy()
+    return positions[:found].copy(), numbers[:found].copy()
+
+
+@njit(cache=True, nogil=True)
+def _put(
+    numbers: NDArray[np.int64],
+    doc_rows: NDArray[np.int64],
+    first_row: int,
+    places: NDArray[np.int64],
+    joined: NDArray[np.int64],
+) -> None:
+    """Puts each row, counted from `first_row`, into the next of the `places` of its term, and moves that on."""
+    for i in range(numbers.size):
+        joined[places[numbers[i]]] = first_row + doc_rows[i]
+        places[numbers[i]] += 1
 
 
 @njit(cache=True, nogil=True)

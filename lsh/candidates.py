@@ -34,6 +34,8 @@ from lsh.sorting import starts_of_runs
 MAX_DOCS_PER_PARTITION = 1 << 32
 WORDS_PER_SKETCH = 4
 _MIN_KEYS_PER_CHUNK = 1 << 22
+_STRETCH = np.uint64(32)
+_ZERO, _ONE, _TWO = np.uint64(0), np.uint64(1), np.uint64(2)
 _ROW_BITS = np.uint64(32)
 _LOW_ROW = np.uint64((1 << 32) - 1)
 
@@ -47,7 +49,7 @@ class CandidateParams:
     docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
     """
 
-    max_bucket_size: int = 2000
+    max_bucket_size: int = 8192
     crowd_size: int = 32
     max_sketch_distance: int = 75
 
@@ -95,16 +97,20 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
         )
     bounds = np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size)
     sizes = np.diff(bounds)
+    num_buckets, largest_bucket = sizes.size, int(sizes.max(initial=0))
     first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
     ranks = doc_ranks(postings.docs)
-    has_new = postings.doc_rows[bounds[1:] - 1] >= first_new_row
-    starts, ends, sizes_of_new = bounds[:-1][has_new], bounds[1:][has_new], sizes[has_new]
+    # Most buckets have one doc: leaving them out first keeps all that follows small.
+    walked = np.flatnonzero((sizes > 1) & (postings.doc_rows[bounds[1:] - 1] >= first_new_row))
+    starts, sizes = bounds[walked], sizes[walked]
+    del bounds, walked
+    ends = starts + sizes
     is_cut = are_crowded(
         starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
     )
-    is_cut |= sizes_of_new > params.max_bucket_size
+    is_cut |= sizes > params.max_bucket_size
     tally = _PairTally()
-    for keys in _regular_keys(postings, starts[~is_cut], sizes_of_new[~is_cut], params, first_new_row):
+    for keys in _regular_keys(postings, starts[~is_cut], sizes[~is_cut], params, first_new_row):
         tally.add(keys)
     num_cut_pairs = 0
     for start, end in zip(starts[is_cut].tolist(), ends[is_cut].tolist(), strict=True):
@@ -113,12 +119,11 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
             tally.add(keys)
             num_cut_pairs -= num_compared
     keys, shared_terms = tally.total()
-    left_rows, right_rows = (keys >> _ROW_BITS).astype(np.int64), (keys & _LOW_ROW).astype(np.int64)
     return Candidates(
-        pairs=np.stack([postings.docs[left_rows], postings.docs[right_rows]], axis=1),
+        pairs=_pairs_of(keys, postings.docs),
         shared_terms=shared_terms,
-        num_buckets=sizes.size,
-        largest_bucket=int(sizes.max(initial=0)),
+        num_buckets=num_buckets,
+        largest_bucket=largest_bucket,
         num_cut_buckets=int(is_cut.sum()),
         num_cut_pairs=num_cut_pairs,
     )
@@ -208,7 +213,6 @@ def _regular_keys(
     first_new_row: int,
 ) -> Iterator[NDArray[np.uint64]]:
     """Keys of the pairs of these buckets, in chunks; a pair repeats once for each shared term."""
-    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
     if sizes.size == 0:
         return
     most_pairs = int(sizes.max()) ** 2 // 2
@@ -224,6 +228,7 @@ def _regular_keys(
             postings.sketches,
             params.max_sketch_distance,
             first_new_row,
+            _MIN_KEYS_PER_CHUNK,
             keys,
         )
         yield keys[:num_keys]
@@ -261,7 +266,9 @@ def _cut_keys(
         elif rows.size <= params.max_bucket_size or bits_used == num_bits:
             keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
             whole = np.array([0, rows.size])
-            _, num_keys = _pair_buckets(whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys)
+            _, num_keys = _pair_buckets(
+                whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys.size, keys
+            )
             yield keys[:num_keys], _num_new_pairs(rows, first_new_row)
         else:
             bit = (first_bit + bits_used) % num_bits
@@ -286,6 +293,15 @@ def _num_bits(postings: TermPostings) -> int:
 def _first_bit(term: int, postings: TermPostings) -> int:
     """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
     return int(mix64(np.uint64(term))) % _num_bits(postings)
+
+
+@njit(cache=True, nogil=True)
+def _pairs_of(keys: NDArray[np.uint64], docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The docs `(m, 2)` of keys."""
+    pairs = np.empty((keys.size, 2), np.uint64)
+    for i in range(keys.size):
+        pairs[i, 0], pairs[i, 1] = docs[keys[i] >> _ROW_BITS], docs[keys[i] & _LOW_ROW]
+    return pairs
 
 
 @njit(cache=True, nogil=True)
@@ -320,41 +336,69 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     sketches: NDArray[np.uint64],
     max_distance: int,
     first_new_row: int,
+    num_wanted: int,
     keys: NDArray[np.uint64],
-) -> tuple[int, int]:
-    """Fills `keys` from as many buckets as surely fit; returns the bucket to go on with and the number of keys."""
-    num_keys = 0
+) -> tuple[int, np.int64]:
+    """Fills `keys` from as many buckets as surely fit, or until there are `num_wanted`.
+
+    Returns the bucket to go on with and the number of keys.
+    """
+    num_keys = _ZERO
     # A word of all docs lies together, so that distances to many docs are counted at once.
     words = np.empty((sketches.shape[1], sizes.max()), np.uint64)
     distances = np.empty(sizes.max(), np.uint64)
     limit = np.uint64(max_distance)
     while next_bucket < sizes.size:
-        size = sizes[next_bucket]
-        if num_keys + size * (size - 1) // 2 >= keys.size:
+        size = np.uint64(sizes[next_bucket])
+        if num_keys >= np.uint64(num_wanted) or num_keys + size * (size - _ONE) // _TWO >= np.uint64(keys.size):
             break
-        rows = doc_rows[starts[next_bucket] : starts[next_bucket] + size]
+        rows = doc_rows[starts[next_bucket] : starts[next_bucket] + sizes[next_bucket]]
         for i in range(size):
-            for word in range(len(words)):
-                words[word, i] = sketches[rows[i], word]
-        num_known = np.searchsorted(rows, first_new_row)
-        for i in range(size):
-            first = i + 1 if i + 1 > num_known else num_known
-            _distances(words, i, first, size, distances)
-            high_row = np.uint64(rows[i]) << _ROW_BITS
-            for j in range(first, size):
-                # Storing first and counting after keeps the loop free of a branch that nobody can predict.
-                keys[num_keys] = high_row | np.uint64(rows[j])
-                num_keys += distances[j] <= limit
+            row = np.uint64(rows[i])
+            for word in range(np.uint64(sketches.shape[1])):
+                words[word, i] = sketches[row, word]
+        # From the right doc, which is new, all left ones are one stretch, however few are new.
+        for j in range(np.uint64(np.searchsorted(rows, first_new_row)), size):
+            if not _count_distances(words, j, limit, distances):
+                continue
+            low_row = np.uint64(rows[j])
+            for start in range(_ZERO, j, _STRETCH):
+                stop = start + _STRETCH if start + _STRETCH < j else j
+                num_near = _ZERO
+                for i in range(start, stop):
+                    num_near += np.uint64(distances[i] <= limit)
+                if not num_near:
+                    continue
+                for i in range(start, stop):
+                    # Storing first and counting after keeps the loop free of a branch that nobody can predict.
+                    keys[num_keys] = np.uint64(rows[i]) << _ROW_BITS | low_row
+                    num_keys += np.uint64(distances[i] <= limit)
         next_bucket += 1
-    return next_bucket, num_keys
+    return next_bucket, np.int64(num_keys)
 
 
 @njit(cache=True, nogil=True)
-def _distances(words: NDArray[np.uint64], i: int, first: int, size: int, distances: NDArray[np.uint64]) -> None:
-    """Fills `distances[first:size]` with those of doc `i`; `words` is `(words_per_sketch, docs)`."""
-    for j in range(first, size):
-        distances[j] = count_ones(words[0, i] ^ words[0, j])
-    for word in range(1, len(words)):
-        of_doc, of_all = words[word, i], words[word]
-        for j in range(first, size):
-            distances[j] += count_ones(of_doc ^ of_all[j])
+def _count_distances(
+    words: NDArray[np.uint64], j: np.uint64, limit: np.uint64, distances: NDArray[np.uint64]
+) -> np.uint64:
+    """Fills `distances[:j]` with those of doc `j` and returns how many are near; `words` `(num_words, docs)`.
+
+    Unsigned positions spare numba's test for negative ones, with which no loop becomes one over vectors.
+    """
+    num_near = _ZERO
+    if len(words) == WORDS_PER_SKETCH:
+        w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+        a, b, c, d = w0[j], w1[j], w2[j], w3[j]
+        for i in range(j):
+            distances[i] = count_ones(a ^ w0[i]) + count_ones(b ^ w1[i]) + count_ones(c ^ w2[i]) + count_ones(d ^ w3[i])
+            num_near += np.uint64(distances[i] <= limit)
+        return num_near
+    for i in range(j):
+        distances[i] = _ZERO
+    for word in range(np.uint64(len(words))):
+        of_doc = words[word, j]
+        for i in range(j):
+            distances[i] += count_ones(of_doc ^ words[word, i])
+    for i in range(j):
+        num_near += np.uint64(distances[i] <= limit)
+    return num_near

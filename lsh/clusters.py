@@ -148,6 +148,10 @@ def _cut_undecided(
     """Adds to `is_canonical` those of the greedy cut among the nodes of `wave` that match no canonical yet."""
     nodes = np.flatnonzero(wave & ~_matches_any(graph.offsets, graph.neighbours, is_canonical))
     lefts, rights = _edges_among(graph.offsets, graph.neighbours, nodes)
+    is_canonical[nodes] = True
+    # Few have an edge to another one; who has none is not sorted with them.
+    linked, ends = np.unique(np.append(lefts, rights), return_inverse=True)
+    nodes, (lefts, rights) = nodes[linked], np.split(ends, 2)
     offsets, neighbours, _ = _adjacency(nodes.size, lefts, rights, np.ones(lefts.size, np.float32))
     taken_by = _greedy_cut(offsets, neighbours, np.argsort(quality_rank[nodes], kind="stable"))
     is_canonical[nodes] = taken_by == np.arange(nodes.size)

@@ -115,10 +115,11 @@ def crowd_heads(
 @njit(cache=True, nogil=True)
 def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
     """The `num_sampled` rows of lowest rank, ascending by rank."""
-    if rows.size > 16 * num_sampled:
-        # Ranks are uniform: that fewer than an eighth of what is expected fall below the limit does not happen.
-        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(8 * num_sampled)
-        rows = rows[ranks[rows] < limit]
+    if rows.size > 2 * num_sampled:
+        # Ranks are uniform: rows below the limit are seldom too few, and then all of them are sorted.
+        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
+        lowest = rows[ranks[rows] < limit]
+        rows = lowest if lowest.size >= num_sampled else rows
     return rows[np.argsort(ranks[rows])[:num_sampled]]
 
 
@@ -127,12 +128,27 @@ def _near_candidates(
     sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
+    num_sampled, limit = np.uint64(sample.size), np.uint64(radius)
+    # A word of all docs lies together and positions are unsigned, so that the compiler makes vectors of the loops.
+    words = np.empty((sketches.shape[1], sample.size), np.uint64)
+    for j in range(num_sampled):
+        for word in range(np.uint64(sketches.shape[1])):
+            words[word, j] = sketches[sample[j], word]
     is_near = np.empty((num_candidates, sample.size), np.bool_)
     covered = np.zeros(num_candidates, np.int64)
-    for i in range(num_candidates):
-        for j in range(sample.size):
-            is_near[i, j] = _distance(sketches, sample[i], sample[j]) <= np.uint64(radius)
-            covered[i] += is_near[i, j]
+    distances = np.empty(sample.size, np.uint64)
+    for i in range(np.uint64(num_candidates)):
+        for j in range(num_sampled):
+            distances[j] = np.uint64(0)
+        for word in range(np.uint64(len(words))):
+            of_candidate = words[word, i]
+            for j in range(num_sampled):
+                distances[j] += count_ones(of_candidate ^ words[word, j])
+        num_near = np.uint64(0)
+        for j in range(num_sampled):
+            is_near[i, j] = distances[j] <= limit
+            num_near += np.uint64(distances[j] <= limit)
+        covered[i] = np.int64(num_near)
     return is_near, covered
 
 

@@ -9,7 +9,7 @@ from lsh.candidates import CandidateParams
 from lsh.errors import ParameterError
 from lsh.terms import TermParams
 
-MAX_TABLES = 64
+MAX_TABLES = 96
 MIN_TABLES = 4
 
 

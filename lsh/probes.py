@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lsh.bits import bits_of
 from lsh.errors import ParameterError
 from lsh.rotations import LANES, checked_embeddings, rotate_row, rotations_in_lanes
-from lsh.terms import MAX_TABLES, TermHasher, TermParams
+from lsh.terms import MAX_TABLES, TermHasher, TermParams, polytope_places
 
 MAX_PROBES = 1 << 16
 RANKS_PER_POLYTOPE = 4
@@ -35,10 +35,10 @@ _LOW_RANK = np.uint64(RANKS_PER_POLYTOPE - 1)
 
 
 class ProbePlan(NamedTuple):
-    """What the kernel reads: rotations in lanes, the dimension of a slice, of each polytope, and the tables."""
+    """What the kernel reads: rotations in lanes, where each polytope begins in them, its dimension, and the tables."""
 
     signs: NDArray[np.float32]
-    slice_dim: int
+    places: NDArray[np.int64]
     polytope_dims: NDArray[np.int64]
     num_tables: int
     bits_per_term: int
@@ -69,7 +69,7 @@ def probe_plan(params: TermParams, num_probes: int) -> ProbePlan:
         )
     return ProbePlan(
         signs=rotations_in_lanes(TermHasher(params).signs),
-        slice_dim=params.polytope_dim,
+        places=polytope_places(params),
         polytope_dims=np.array(params.polytope_dims, dtype=np.int64),
         num_tables=params.num_tables,
         bits_per_term=params.bits_per_term,
@@ -107,17 +107,16 @@ def brute_force_probes(embeddings: NDArray[np.float32], params: TermParams, num_
     rows = checked_embeddings(embeddings, dim=params.dim)
     plan = probe_plan(params, num_probes)
     rotated = np.empty((plan.signs.shape[0], plan.signs.shape[2]), dtype=np.float32)
-    slices = plan.signs.shape[2] // LANES // plan.slice_dim
     terms = np.empty((rows.shape[0], num_probes), dtype=np.uint64)
     for row in range(rows.shape[0]):
         rotate_row(rows[row], plan.signs, rotated)
-        projections = rotated.reshape(-1, slices, plan.slice_dim, LANES).transpose(0, 3, 1, 2)
-        polytopes = projections.reshape(-1, plan.slice_dim)
+        projections = rotated.reshape(rotated.shape[0], -1, LANES).transpose(0, 2, 1).ravel().tolist()
         found = []
         for table in range(params.num_tables):
             first = table * params.num_polytopes
             choices = [
-                _ranked_vertices(polytopes[first + i, :dim].tolist()) for i, dim in enumerate(params.polytope_dims)
+                _ranked_vertices(projections[place : place + dim])
+                for place, dim in zip(plan.places[first:].tolist(), params.polytope_dims, strict=False)
             ]
             for ranks in product(*(range(len(choice)) for choice in choices)):
                 bucket, lost = 0, np.float32(0.0)
@@ -154,10 +153,9 @@ def write_probes(row: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratc
     """Fills `terms` `(num_probes,)` with the probes of one row."""
     rotate_row(row, plan.signs, scratch.rotated)
     num_positions = plan.polytope_dims.size
-    slices = plan.signs.shape[2] // LANES // plan.slice_dim
+    dim = plan.signs.shape[2] // LANES
     for polytope in range(plan.num_tables * num_positions):
-        rotation = polytope // slices
-        first = (polytope % slices) * plan.slice_dim
+        rotation, first = plan.places[polytope] // dim, plan.places[polytope] % dim
         _rank_vertices(
             scratch.rotated[rotation // LANES],
             first * LANES + rotation % LANES,

@@ -6,6 +6,9 @@ additions in the same order whatever rows stand next to a row. So a row's hash d
 batch, the partition, the BLAS or the processor. Only additions, subtractions and sign flips happen, unscaled: the
 norm of a row grows by `dim ** 1.5`, which neither an argmax nor a sign can see.
 
+All rotations share their first two rounds, which spread a row over all coordinates, and have only the third of their
+own: many rotations of a row cost little more than a third, and keep as many near pairs together (`docs/benchmarks.md`).
+
 Source: Andoni, Indyk, Laarhoven, Razenshteyn and Schmidt, "Practical and Optimal LSH for Angular Distance",
 arXiv 1509.02897, section 5.1 (pseudo-random rotations).
 """
@@ -35,12 +38,16 @@ def rotated_dim(dim: int) -> int:
 def rotation_signs(*, num_rotations: int, dim: int, seed: int, stream: int) -> NDArray[np.float32]:
     """The signs `(num_rotations, 3, dim)` float32 of the rotations of `seed`; another `stream` shares nothing.
 
+    The first two rounds are those of the first rotation.
+
     Only raw words of the bit generator are used: numpy promises that these never change between its versions.
     """
     num_signs = num_rotations * NUM_ROUNDS * dim
     words = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(-(-num_signs // 64))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:num_signs]
-    return (1.0 - 2.0 * bits.astype(np.float32)).astype(np.float32).reshape(num_rotations, NUM_ROUNDS, dim)
+    signs = (1.0 - 2.0 * bits.astype(np.float32)).astype(np.float32).reshape(num_rotations, NUM_ROUNDS, dim)
+    signs[1:, :-1] = signs[:1, :-1]
+    return signs
 
 
 def checked_embeddings(embeddings: NDArray[np.float32], *, dim: int) -> NDArray[np.float32]:
@@ -81,11 +88,25 @@ def load_lanes(rows: NDArray[np.float32], first_row: int, lanes: NDArray[np.floa
 @njit(cache=True, nogil=True)
 def rotate_lanes(lanes: NDArray[np.float32], signs: NDArray[np.float32], rotated: NDArray[np.float32]) -> None:
     """One rotation, `signs` `(3, dim)`, of the 16 rows in `lanes`, written to `rotated` in the same layout."""
-    _flip(lanes, signs[0], rotated)
+    spread_lanes(lanes, signs, rotated)
+    turn_lanes(rotated, signs, rotated)
+
+
+@njit(cache=True, nogil=True)
+def spread_lanes(lanes: NDArray[np.float32], signs: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
+    """The rounds that all rotations share."""
+    _flip(lanes, signs[0], spread)
+    _hadamard(spread)
+    for number in range(1, NUM_ROUNDS - 1):
+        _flip(spread, signs[number], spread)
+        _hadamard(spread)
+
+
+@njit(cache=True, nogil=True)
+def turn_lanes(spread: NDArray[np.float32], signs: NDArray[np.float32], rotated: NDArray[np.float32]) -> None:
+    """The last round, of one rotation alone, of what `spread_lanes` gave."""
+    _flip(spread, signs[NUM_ROUNDS - 1], rotated)
     _hadamard(rotated)
-    for number in range(1, NUM_ROUNDS):
-        _flip(rotated, signs[number], rotated)
-        _hadamard(rotated)
 
 
 def rotations_in_lanes(signs: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from lsh.errors import ParameterError
 from lsh.minhash import MAX_SEED as MAX_MINHASH_SEED
 from lsh.minhash import StrongestActivations
-from lsh.rotations import LANES, MAX_DIM, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
+from lsh.rotations import (
+    LANES,
+    MAX_DIM,
+    checked_embeddings,
+    load_lanes,
+    rotated_dim,
+    rotation_signs,
+    spread_lanes,
+    turn_lanes,
+)
 
 Family = Literal["cross_polytope", "hyperplane", "minhash"]
 
@@ -42,7 +51,8 @@ class TermParams:
     `num_polytopes`, `polytope_dim` and `last_polytope_dim` (None: as large as the others) belong to the family
     `cross_polytope`, `num_planes` to `hyperplane`, `num_activations` and `num_hashes` to `minhash`. In
     `benchmarks/batch_embeddings.py`'s embeddings, as dense as real ones, the defaults find 96 % of the pairs of cosine
-    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `tuning` finds cheaper params for a corpus.
+    0.79 to 0.85 and 99.6 % of 0.85 to 0.91, 32 tables 89 % and 98 %. `MILLION_TERMS` are cheaper, and `tuning` finds
+    what a corpus needs.
     """
 
     family: Family = "cross_polytope"
@@ -101,6 +111,11 @@ class TermParams:
         last_dim = self.polytope_dim if self.last_polytope_dim is None else self.last_polytope_dim
         return (self.polytope_dim,) * (self.num_polytopes - 1) + (last_dim,)
 
+    @property
+    def slice_dim(self) -> int:
+        """Most coordinates of a rotation that one choice looks at."""
+        return self.num_planes if self.family == "hyperplane" else self.polytope_dim
+
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, as JSON types; `from_json` is its inverse."""
         return asdict(self)
@@ -124,6 +139,10 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise ParameterError(f"{name}={value} is out of range {low}..{high}")
 
 
+MILLION_TERMS = TermParams(num_tables=56, num_polytopes=3, polytope_dim=64, last_polytope_dim=2)
+"""What `tuning` takes for a million embeddings of the density of real ones, and a run without a plan of its own."""
+
+
 class TermHasher:
     """Computes the terms of one set of params; holds their rotations, so make one and keep it."""
 
@@ -137,12 +156,12 @@ class TermHasher:
                 seed=params.seed,
             )
             return
+        rotation_dim = rotated_dim(max(params.dim, params.slice_dim))
         if params.family == "hyperplane":
-            self._slice_dim, slices_per_table = params.num_planes, 1
+            num_rotations = -(-params.num_tables // (rotation_dim // params.num_planes))
         else:
-            self._slice_dim, slices_per_table = params.polytope_dim, params.num_polytopes
-        rotation_dim = rotated_dim(max(params.dim, self._slice_dim))
-        num_rotations = -(-params.num_tables * slices_per_table // (rotation_dim // self._slice_dim))
+            self._places = polytope_places(params)
+            num_rotations = -(-sum(params.polytope_dims) * params.num_tables // rotation_dim)
         self._signs = rotation_signs(
             num_rotations=num_rotations, dim=rotation_dim, seed=params.seed, stream=_TERMS_STREAM
         )
@@ -162,10 +181,25 @@ class TermHasher:
             return _joined(self._activations.min_elements(rows), self.params)
         terms = np.empty((rows.shape[0], self.params.num_tables), dtype=np.uint64)
         if self.params.family == "hyperplane":
-            _hyperplane_terms(rows, self._signs, self._slice_dim, terms)
+            _hyperplane_terms(rows, self._signs, self.params.num_planes, terms)
         else:
-            _cross_polytope_terms(rows, self._signs, self._slice_dim, np.array(self.params.polytope_dims), terms)
+            _cross_polytope_terms(rows, self._signs, self._places, np.array(self.params.polytope_dims), terms)
         return terms
+
+
+def polytope_places(params: TermParams) -> NDArray[np.int64]:
+    """Where the coordinates of each polytope begin, `(num_tables * num_polytopes,)`, over all rotations in a row.
+
+    Polytopes of full size come first, table by table; smaller last ones follow, so that none leaves coordinates unused.
+
+    >>> polytope_places(TermParams(num_tables=2, num_polytopes=3, polytope_dim=64, last_polytope_dim=2)).tolist()
+    [0, 64, 256, 128, 192, 258]
+    """
+    dims = np.array(params.polytope_dims * params.num_tables)
+    order = np.argsort(dims < params.polytope_dim, kind="stable")
+    places = np.empty(dims.size, dtype=np.int64)
+    places[order] = np.cumsum(dims[order]) - dims[order]
+    return places
 
 
 def _joined(elements: NDArray[np.uint32], params: TermParams) -> NDArray[np.uint64]:
@@ -182,23 +216,27 @@ def _joined(elements: NDArray[np.uint32], params: TermParams) -> NDArray[np.uint
 def _cross_polytope_terms(
     rows: NDArray[np.float32],
     signs: NDArray[np.float32],
-    slice_dim: int,
+    places: NDArray[np.int64],
     polytope_dims: NDArray[np.int64],
     terms: NDArray[np.uint64],
 ) -> None:
-    """Fills `terms`; polytope `p` of all begins slice `p % slices` of rotation `p // slices`."""
+    """Fills `terms`; `places` say where each polytope begins over all rotations in a row, a table's last one last."""
     dim = signs.shape[2]
-    slices = dim // slice_dim
     num_polytopes = polytope_dims.size
-    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    order = np.argsort(places)
+    lanes, spread = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    rotated = np.empty(dim * LANES, np.float32)
     largest, vertices = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     for first_row in range(0, rows.shape[0], LANES):
         num_rows = load_lanes(rows, first_row, lanes)
-        for polytope in range(terms.shape[1] * num_polytopes):
+        spread_lanes(lanes, signs[0], spread)
+        rotation = -1
+        for polytope in order:
             table, position = polytope // num_polytopes, polytope % num_polytopes
-            if polytope % slices == 0:
-                rotate_lanes(lanes, signs[polytope // slices], rotated)
-            first, polytope_dim = (polytope % slices) * slice_dim, polytope_dims[position]
+            if places[polytope] // dim != rotation:
+                rotation = places[polytope] // dim
+                turn_lanes(spread, signs[rotation], rotated)
+            first, polytope_dim = places[polytope] % dim, polytope_dims[position]
             _nearest_vertices(rotated[first * LANES : (first + polytope_dim) * LANES], largest, vertices)
             for lane in range(num_rows):
                 term = np.uint64(table) if position == 0 else terms[first_row + lane, table]
@@ -225,12 +263,14 @@ def _hyperplane_terms(
     """Fills `terms`; bit `b` of a bucket is set where coordinate `b` of the table's slice is negative."""
     dim = signs.shape[2]
     slices = dim // num_planes
-    lanes, rotated = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    lanes, spread = np.empty(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+    rotated = np.empty(dim * LANES, np.float32)
     for first_row in range(0, rows.shape[0], LANES):
         num_rows = load_lanes(rows, first_row, lanes)
+        spread_lanes(lanes, signs[0], spread)
         for table in range(terms.shape[1]):
             if table % slices == 0:
-                rotate_lanes(lanes, signs[table // slices], rotated)
+                turn_lanes(spread, signs[table // slices], rotated)
             first = (table % slices) * num_planes
             for lane in range(num_rows):
                 bucket = np.uint64(0)

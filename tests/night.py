@@ -17,13 +17,12 @@ from batch_jobs import catalogue, embed_images, schemas
 from batch_jobs.exports import run_counts
 from batch_jobs.pipeline import STEPS, Pipeline, SilentListener
 from batch_jobs.run_records import RunRecord, find_record, finish_record
-from batch_jobs.session import write_arrow
+from batch_jobs.session import Session, write_arrow
 from batch_jobs.settings import RunSettings, digest
 from batch_jobs.sources import open_source
 from batch_jobs.workspace import Workspace
 from lsh.candidates import CandidateParams
 from lsh.terms import TermParams
-from tests.batch_jobs.local_steps import use_local_steps
 
 DIM = 32
 NUM_PARTS = 3
@@ -79,10 +78,9 @@ def run_night(
         prediction=prediction,
     )
     with pytest.MonkeyPatch.context() as patch, Workspace(workspace) as opened:
-        use_local_steps(patch)
         _as_if_images(patch, copies or {}, rejects)
-        spark: Any = None
-        pipeline = Pipeline(settings, opened, open_source(settings.source), listener=SilentListener(), spark=spark)
+        session = Session(master=None, log=workspace / "spark.log")
+        pipeline = Pipeline(settings, opened, open_source(settings.source), listener=SilentListener(), session=session)
         pipeline.begin()
         run = pipeline.run(until=until)
         if until == STEPS[-1]:

@@ -15,7 +15,7 @@ from typing import Any
 from lsh.errors import GenerationError, LshError
 from lsh.terms import TermParams
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _ID_LENGTH = 16
 

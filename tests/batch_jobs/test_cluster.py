@@ -97,7 +97,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def given_tables(spark: SparkSession, given: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tables of `given` on `local[2]`, undisturbed."""
-    return tables_of(given, tmp_path_factory.mktemp("undisturbed"), min_score=MIN_SCORE)
+    return tables_of(given, tmp_path_factory.mktemp("undisturbed"), min_score=MIN_SCORE, master="local[2]")
 
 
 def tables_of(source: Path, workspace: Path, **changes: Any) -> dict[str, str]:

@@ -14,7 +14,6 @@ from batch_jobs.nightly import NightOptions, NightResults, run_nightly
 from batch_jobs.pipeline import run_pipeline
 from batch_jobs.settings import RunSettings
 from lsh.terms import TermParams
-from tests.batch_jobs.local_steps import use_local_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +56,7 @@ def test_each_crowd_becomes_one_cluster_whatever_the_partitions(spark: SparkSess
             workspace=tmp_path / str(num_partitions),
             min_score=0.8,
             terms=TermParams(num_tables=16, dim=DIM, num_polytopes=2, polytope_dim=64),
+            master="local[2]",
             num_partitions=num_partitions,
         )
         run = run_pipeline(settings)
@@ -102,11 +102,8 @@ def canonicals(results: NightResults) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("sizes", [[10, 900, 1200], [600, 640, 1500], [0, 700, 701]])
-def test_a_crowd_that_grows_stays_one_cluster(
-    sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crowd_that_grows_stays_one_cluster(sizes: list[int], tmp_path: Path) -> None:
     """Over nights a crowd keeps its canonical and takes its new images, though most pairs are never compared."""
-    use_local_steps(monkeypatch)
     leaders: list[str] = []
     for results, size in zip(run_nights(crowd_of_nights(sizes), tmp_path / "nights"), sizes, strict=True):
         canonical_of = canonicals(results)
@@ -117,9 +114,8 @@ def test_a_crowd_that_grows_stays_one_cluster(
     assert len(set(leaders)) == 1
 
 
-def test_a_crowd_obeys_a_split_on_all_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crowd_obeys_a_split_on_all_nights(tmp_path: Path) -> None:
     """An image taken out of a crowd by hand stays out of the canonical's cluster, whatever is compared later."""
-    use_local_steps(monkeypatch)
     first, *later = crowd_of_nights([600, 700, 1000])
     canonical = canonicals(run_nights([first], tmp_path / "nights")[0])[100]
     outsider = "00103" if canonical != "00103" else "00104"

@@ -1,11 +1,24 @@
-"""Rules of the term step's own kernels: binary columns, and batches gathered for a block."""
+"""Rules of the term step's own kernels and files: binary columns, batches gathered for a block, shares of tasks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from batch_jobs.make_terms import binary_rows, binary_values, embedding_rows, hash_batches
+from batch_jobs.make_terms import (
+    DOCS_PER_BLOCK,
+    binary_rows,
+    binary_values,
+    embedding_rows,
+    hash_batches,
+    make_folders,
+    read_row_groups,
+    row_group_shares,
+    write_hashed,
+)
 from lsh.blocks import decode_term_blocks
 from lsh.terms import TermHasher, TermParams
 
@@ -44,3 +57,50 @@ def test_batches_become_blocks_and_codes_of_the_same_docs() -> None:
 
     assert list(zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True)) == expected
     assert [doc for doc in table["doc"].to_pylist() if doc is not None] == sorted(docs.tolist())
+
+
+def write_embeddings(folder: Path, *, rows_of_files: list[int], row_group_size: int) -> Path:
+    folder.mkdir()
+    first = 0
+    for number, num_rows in enumerate(rows_of_files):
+        rows = np.random.default_rng(number).standard_normal((num_rows, 4)).astype(np.float32)
+        table = pa.table({"doc": np.arange(first, first + num_rows), "embedding": binary_rows(rows)})
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=row_group_size)
+        first += num_rows
+    return folder
+
+
+def test_tasks_take_whole_row_groups_in_order(tmp_path: Path) -> None:
+    """Every row group is in one share, in the order of files, and a share ends once it has docs for a block."""
+    rows = DOCS_PER_BLOCK + 1
+    folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[rows, 3], row_group_size=DOCS_PER_BLOCK // 2)
+    names = [str(folder / f"part-{number}.parquet") for number in range(2)]
+
+    assert row_group_shares(str(folder)) == [[(names[0], 0), (names[0], 1)], [(names[0], 2), (names[1], 0)]]
+
+
+def test_no_embeddings_are_one_share(tmp_path: Path) -> None:
+    """The codes are a table, whose columns can be read, even where every image was rejected."""
+    folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[0], row_group_size=1)
+    make_folders(tmp_path, num_parts=2)
+    (share,) = row_group_shares(str(folder))
+    params = TermParams(num_tables=3, dim=4, num_polytopes=1, polytope_dim=4)
+    write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2), tmp_path, number=0)
+
+    assert pq.read_table(tmp_path / "codes").column_names == ["doc", "code"]
+    assert list((tmp_path / "term_blocks").rglob("*.parquet")) == []
+
+
+def test_a_share_that_is_hashed_again_makes_the_same_files(tmp_path: Path) -> None:
+    """A task that Spark runs twice, or at once, leaves the files of one."""
+    folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[9], row_group_size=4)
+    params = TermParams(num_tables=3, dim=4, num_polytopes=1, polytope_dim=4)
+    make_folders(tmp_path, num_parts=2)
+    contents = []
+    for _ in range(2):
+        (share,) = row_group_shares(str(folder))
+        write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2), tmp_path, number=0)
+        contents.append({path: path.read_bytes() for path in tmp_path.rglob("*.parquet")})
+
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 1 + 1 + 2

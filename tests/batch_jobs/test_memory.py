@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from batch_jobs.find_candidates import fitting_parts
 from batch_jobs.memory import executor_settings, task_memory
 
 
@@ -27,11 +28,17 @@ def test_the_overhead_holds_the_largest_step_of_every_task(num_cores: int) -> No
     assert "spark.executor.pyspark.memory" not in settings
 
 
-@pytest.mark.parametrize(("dim", "num_tables", "step"), [(4096, 48, "select"), (256, 400, "candidates")])
-def test_larger_embeddings_and_more_tables_ask_for_more(dim: int, num_tables: int, step: str) -> None:
+def test_larger_embeddings_ask_for_more() -> None:
     """The step whose batches grew decides."""
-    plain, larger = task_memory(dim=256, num_tables=48), task_memory(dim=dim, num_tables=num_tables)
-    assert larger.peak == getattr(larger, step) > plain.peak
+    plain, larger = task_memory(dim=256, num_tables=48), task_memory(dim=4096, num_tables=48)
+    assert larger.peak == larger.select > plain.peak
+
+
+def test_more_tables_ask_for_more_parts() -> None:
+    """Joining a part takes as much memory however many tables there are; there are more parts to join."""
+    plain, larger = task_memory(dim=256, num_tables=48), task_memory(dim=256, num_tables=400)
+    assert plain.candidates == larger.candidates
+    assert fitting_parts(10_000_000, num_tables=400) > fitting_parts(10_000_000, num_tables=48)
 
 
 def test_the_settings_are_printed_for_spark_submit() -> None:

@@ -28,7 +28,6 @@ from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
 from lsh.codes import pair_cosines, quantize
 from lsh.terms import TermParams
-from tests.batch_jobs.local_steps import use_local_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,12 +100,6 @@ def settings(source: Path, workspace: Path, **changes: Any) -> RunSettings:
     )
 
 
-@pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nights without Spark."""
-    use_local_steps(monkeypatch)
-
-
 def night_of(corpus: Corpus, workspace: Path, options: NightOptions = PLAIN, **changes: Any) -> NightResults:
     source = corpus.write(workspace.with_suffix(".npz"))
     return run_nightly(settings(source, workspace, **changes), options)
@@ -144,7 +137,7 @@ def tables_of(workspace: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_matches_are_those_of_all_images_after_any_nights(local: None, tmp_path: Path, seed: int) -> None:
+def test_matches_are_those_of_all_images_after_any_nights(tmp_path: Path, seed: int) -> None:
     """Images come, go and change; after each night the matches are what comparing all with all finds.
 
     Canonicals that are still there stay, every image has one that it matches, and that is canonical itself.
@@ -171,7 +164,7 @@ def test_matches_are_those_of_all_images_after_any_nights(local: None, tmp_path:
         corpus.night()
 
 
-def test_the_first_night_is_a_run(local: None, tmp_path: Path) -> None:
+def test_the_first_night_is_a_run(tmp_path: Path) -> None:
     """A first night has the steps of `dedup`, and reuses those that are there, under a record of its own."""
     corpus = Corpus(1)
     corpus.add(60)
@@ -186,22 +179,19 @@ def test_the_first_night_is_a_run(local: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.spark
-def test_a_night_of_spark_is_that_of_the_kernels(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two nights on Spark write the rows that two nights of plain loops write."""
-    for workspace in (tmp_path / "spark", tmp_path / "local"):
+def test_a_night_of_spark_is_that_of_the_driver(spark: SparkSession, tmp_path: Path) -> None:
+    """Two nights on Spark, which a master asks for, write the rows that two nights in the driver's process write."""
+    for workspace, master in ((tmp_path / "spark", "local[2]"), (tmp_path / "driver", None)):
         corpus = Corpus(2)
         corpus.add(70)
         for _ in range(2):
             source = corpus.write(tmp_path / "same.npz")
             os.utime(source, (corpus.num_made, corpus.num_made))
-            run_nightly(settings(source, workspace), PLAIN)
+            run_nightly(settings(source, workspace, master=master), PLAIN)
             corpus.night()
-        use_local_steps(monkeypatch)
-    by_spark, by_kernels = (sorted_tables(tmp_path / name) for name in ("spark", "local"))
-    assert by_spark.keys() == by_kernels.keys()
-    for table, rows in by_kernels.items():
+    by_spark, by_driver = (sorted_tables(tmp_path / name) for name in ("spark", "driver"))
+    assert by_spark.keys() == by_driver.keys()
+    for table, rows in by_driver.items():
         assert by_spark[table] == rows, table
 
 
@@ -211,7 +201,7 @@ def sorted_tables(workspace: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("num_partitions", [1, 2, 7])
-def test_partitions_do_not_change_a_night(local: None, tmp_path: Path, num_partitions: int) -> None:
+def test_partitions_do_not_change_a_night(tmp_path: Path, num_partitions: int) -> None:
     """Matches and clusters are the same for any number of partitions, other ones each night included."""
     found = []
     for partitions in ((3, 3), (num_partitions, 8 - num_partitions)):
@@ -231,7 +221,7 @@ def test_partitions_do_not_change_a_night(local: None, tmp_path: Path, num_parti
 
 @pytest.mark.parametrize("step", ["catalogue", "embed", "terms", "candidates", "select", "cluster", "commit"])
 def test_a_night_that_died_goes_on_to_the_same_tables(
-    local: None, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night that dies at the end of any step, or before its commit, has the same tables and id when run again."""
     corpus = Corpus(4)
@@ -274,7 +264,7 @@ def die_in(step: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Workspace, "step", die_in_step)
 
 
-def test_a_night_without_changes_adds_none(local: None, tmp_path: Path) -> None:
+def test_a_night_without_changes_adds_none(tmp_path: Path) -> None:
     """The same source again is no night; the last one still counts."""
     corpus = Corpus(5)
     corpus.add(20)
@@ -285,7 +275,7 @@ def test_a_night_without_changes_adds_none(local: None, tmp_path: Path) -> None:
     assert again.as_json()["clusters"] == first.as_json()["clusters"]
 
 
-def test_docs_are_kept_and_never_given_twice(local: None, tmp_path: Path) -> None:
+def test_docs_are_kept_and_never_given_twice(tmp_path: Path) -> None:
     """A known image keeps its doc; one that changed or came back has a number above all before."""
     corpus = Corpus(6)
     corpus.add(10)
@@ -306,7 +296,7 @@ def docs_of(workspace: Path) -> dict[str, int]:
     return dict(zip(images["image_id"].to_pylist(), images["doc"].to_pylist(), strict=True))
 
 
-def test_an_addition_removes_nothing(local: None, tmp_path: Path) -> None:
+def test_an_addition_removes_nothing(tmp_path: Path) -> None:
     """With `keeps_missing` a source of the new images alone gives the matches of all."""
     corpus, day = Corpus(7), Corpus(8)
     corpus.add(50)
@@ -320,7 +310,7 @@ def test_an_addition_removes_nothing(local: None, tmp_path: Path) -> None:
     assert live_pairs(workspace) == corpus.matching_pairs()
 
 
-def test_members_of_a_removed_canonical_are_led_by_one_of_them(local: None, tmp_path: Path) -> None:
+def test_members_of_a_removed_canonical_are_led_by_one_of_them(tmp_path: Path) -> None:
     """A new image that matches all of them joins the heir, though it would be the better canonical of a cut."""
     corpus = Corpus(17)
     center, spread = corpus.centers[0], np.eye(DIM)
@@ -337,7 +327,7 @@ def test_members_of_a_removed_canonical_are_led_by_one_of_them(local: None, tmp_
     assert heir in set("abcd") - {leader}
 
 
-def test_decisions_by_hand_hold_in_nights(local: None, tmp_path: Path) -> None:
+def test_decisions_by_hand_hold_in_nights(tmp_path: Path) -> None:
     """A split makes a night of its own and stays in later ones; forgotten, the images meet again."""
     corpus = Corpus(18)
     corpus.rows = {name: (corpus.centers[0] / np.linalg.norm(corpus.centers[0])).astype(np.float32) for name in "ab"}
@@ -356,7 +346,7 @@ def test_decisions_by_hand_hold_in_nights(local: None, tmp_path: Path) -> None:
     assert canonicals(workspace)["b"] == "a"
 
 
-def test_segments_of_the_current_night_are_no_garbage(local: None, tmp_path: Path) -> None:
+def test_segments_of_the_current_night_are_no_garbage(tmp_path: Path) -> None:
     """Removing all but the newest run leaves the tables that its night is made of, and the next night goes on."""
     corpus = Corpus(19)
     corpus.add(40)
@@ -372,7 +362,7 @@ def test_segments_of_the_current_night_are_no_garbage(local: None, tmp_path: Pat
     assert live_pairs(workspace) == corpus.matching_pairs()
 
 
-def test_nights_are_compared_as_wholes(local: None, tmp_path: Path) -> None:
+def test_nights_are_compared_as_wholes(tmp_path: Path) -> None:
     """The difference of two nights counts what came and went, not what their segments hold."""
     corpus = Corpus(20)
     corpus.add(50)
@@ -391,7 +381,7 @@ def test_nights_are_compared_as_wholes(local: None, tmp_path: Path) -> None:
     assert counts["pairs_lost"] == len(pairs - corpus.matching_pairs())
 
 
-def test_a_full_night_cuts_all_clusters_anew(local: None, tmp_path: Path) -> None:
+def test_a_full_night_cuts_all_clusters_anew(tmp_path: Path) -> None:
     """`is_full` gives the clusters that one run over the same matches gives, docs in the order in which images came."""
     workspace = tmp_path / "nights"
     corpus = Corpus(9)
@@ -409,7 +399,7 @@ def test_a_full_night_cuts_all_clusters_anew(local: None, tmp_path: Path) -> Non
     )
 
 
-def test_only_redoes_the_named_images(local: None, tmp_path: Path) -> None:
+def test_only_redoes_the_named_images(tmp_path: Path) -> None:
     """They get new docs and the matches that they had; what else has changed waits."""
     corpus = Corpus(10)
     corpus.add(40)
@@ -426,7 +416,7 @@ def test_only_redoes_the_named_images(local: None, tmp_path: Path) -> None:
     assert live_pairs(workspace) == corpus.matching_pairs()
 
 
-def test_unknown_images_cannot_be_redone(local: None, tmp_path: Path) -> None:
+def test_unknown_images_cannot_be_redone(tmp_path: Path) -> None:
     """The message names them; on a first night there is nothing to redo."""
     corpus = Corpus(11)
     corpus.add(5)
@@ -437,7 +427,7 @@ def test_unknown_images_cannot_be_redone(local: None, tmp_path: Path) -> None:
         night_of(corpus, tmp_path / "nights", NightOptions(only=("x",)))
 
 
-def test_other_settings_are_refused(local: None, tmp_path: Path) -> None:
+def test_other_settings_are_refused(tmp_path: Path) -> None:
     """Matches of known pairs stay, so another threshold needs another workspace; the message names the setting."""
     corpus = Corpus(12)
     corpus.add(5)
@@ -446,7 +436,7 @@ def test_other_settings_are_refused(local: None, tmp_path: Path) -> None:
         night_of(corpus, tmp_path / "nights", min_score=0.9)
 
 
-def test_a_plan_counts_and_writes_nothing(local: None, tmp_path: Path) -> None:
+def test_a_plan_counts_and_writes_nothing(tmp_path: Path) -> None:
     """A plan says what a night would do, and leaves every file as it is."""
     corpus = Corpus(13)
     corpus.add(30)
@@ -466,7 +456,7 @@ def test_a_plan_counts_and_writes_nothing(local: None, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*")} == files
 
 
-def test_ids_that_occur_twice_are_named(local: None, tmp_path: Path) -> None:
+def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
     """Two rows of one id are refused, whether it is known or new."""
     corpus = Corpus(14)
     corpus.add(3)
@@ -479,7 +469,7 @@ def test_ids_that_occur_twice_are_named(local: None, tmp_path: Path) -> None:
             run_nightly(settings(source, tmp_path / "nights"), PLAIN)
 
 
-def test_a_lost_segment_is_named(local: None, tmp_path: Path) -> None:
+def test_a_lost_segment_is_named(tmp_path: Path) -> None:
     """A night whose tables somebody has deleted is refused, and says which."""
     corpus = Corpus(15)
     corpus.add(5)
@@ -491,7 +481,7 @@ def test_a_lost_segment_is_named(local: None, tmp_path: Path) -> None:
         night_of(corpus, workspace)
 
 
-def test_a_damaged_night_is_refused(local: None, tmp_path: Path) -> None:
+def test_a_damaged_night_is_refused(tmp_path: Path) -> None:
     """A night's file that does not hold what its name says is refused."""
     corpus = Corpus(16)
     corpus.add(5)

@@ -51,9 +51,9 @@ def write_embeddings(path: Path, embeddings: NDArray[np.float32]) -> Path:
 
 
 def settings(source: Path, workspace: Path, **changes: Any) -> RunSettings:
-    return RunSettings(
-        **{"source": str(source), "workspace": workspace, "min_score": MIN_SCORE, "terms": PARAMS, **changes}
-    )
+    """Settings that ask for Spark by a master."""
+    given = {"source": str(source), "workspace": workspace, "min_score": MIN_SCORE, "terms": PARAMS}
+    return RunSettings(**{**given, "master": "local[2]", **changes})
 
 
 def table(run: Run, step: str, name: str) -> list[dict[str, Any]]:

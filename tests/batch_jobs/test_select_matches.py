@@ -10,11 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs.make_terms import binary_rows
-from batch_jobs.select_matches import Selection, read_codes, term_overlap, verify_blocks
+from batch_jobs.select_matches import (
+    DOCS_PER_STRIP,
+    Selection,
+    _by_right_range,
+    read_codes,
+    term_overlap,
+    verify_blocks,
+)
 from embed.calibration.calibration import Calibration, Promise
 from embed.pair_classifier.classifier import PairClassifier
 from embed.pair_scoring import PairScorer
 from lsh.blocks import encode_pair_block
+from lsh.errors import ParameterError
 
 PAIRS = np.array([[0, 1], [0, 2], [1, 3]], dtype=np.uint64)
 SHARED_TERMS = np.array([1, 3, 8], dtype=np.uint32)
@@ -102,3 +110,27 @@ def test_codes_are_read_by_range_in_the_order_of_docs(codes: Path) -> None:
 
     assert docs.tolist() == [2, 3]
     assert rows.tolist() == [[100, 0], [0, 100]]
+
+
+@pytest.mark.parametrize("docs_per_range", [1, 5, DOCS_PER_STRIP, 3 * DOCS_PER_STRIP])
+def test_pairs_are_taken_by_the_range_of_their_right_doc(docs_per_range: int) -> None:
+    """Each pair comes once, with its range, whether strips are many or few, and next to one another or far apart."""
+    rng = np.random.default_rng(0)
+    rights = np.concatenate([rng.integers(0, 200_000, 500), rng.integers(1 << 40, (1 << 40) + 9, 5)]).astype(np.uint64)
+    rights = rights[rights < 100_000] if docs_per_range < DOCS_PER_STRIP else rights
+    rights = rng.permutation(np.minimum(rights, np.uint64(70_000 * docs_per_range)))
+    taken = [(right_range, row) for right_range, rows in _by_right_range(rights, docs_per_range) for row in rows]
+
+    assert sorted(row for _, row in taken) == list(range(len(rights)))
+    assert all(right_range == int(rights[row]) // docs_per_range for right_range, row in taken)
+    ranges = [right_range for right_range, _ in _by_right_range(rights, docs_per_range)]
+    assert ranges == sorted(set(ranges))
+
+
+def test_a_pair_without_a_code_is_refused(codes: Path) -> None:
+    """A doc that no segment has a code for cannot be verified by that of another."""
+    blocks = pa.table({"block": [encode_pair_block(np.array([[0, 9]], np.uint64), np.ones(1, np.uint32))]})
+    selection = Selection(dim=2, scorer=PairScorer(), min_score=0.8, min_shared_terms=1, num_tables=16)
+
+    with pytest.raises(ParameterError, match="right_rows holds -1"):
+        verify_blocks(blocks, codes=(str(codes),), selection=selection, docs_per_range=10)

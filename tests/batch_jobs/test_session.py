@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batch_jobs.memory import executor_settings
-from batch_jobs.session import BYTES_PER_ARROW_BATCH, own_settings, runs_locally
+from batch_jobs.session import BYTES_PER_ARROW_BATCH, Session, own_settings, runs_locally
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -36,6 +36,31 @@ def test_a_local_session_listens_on_this_machine_alone(tmp_path: Path) -> None:
     assert settings["spark.driver.host"] == settings["spark.driver.bindAddress"] == "127.0.0.1"
     assert settings["spark.local.dir"] == str(tmp_path / ".spark")
     assert "spark.executor.memory" not in settings
+
+
+def test_spark_is_optional_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a master, this machine's own too, or by `spark-submit`: whoever names resources gets them."""
+    log = tmp_path / "spark.log"
+    assert Session(master=None, log=log).is_optional
+    assert not Session(master="local[2]", log=log).is_optional
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    assert not Session(master=None, log=log).is_optional
+
+
+def test_a_session_that_nobody_needs_is_never_started(tmp_path: Path) -> None:
+    """Neither asking how many tasks would run nor watching them starts Java."""
+    with Session(master=None, log=tmp_path / "spark.log") as session, session.watched(lambda _: None):
+        assert session.parallelism >= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.spark
+def test_a_session_is_started_once(spark: SparkSession, tmp_path: Path) -> None:
+    """All steps of a run share it, and one that was there before goes on."""
+    with Session(master="local[2]", log=tmp_path / "spark.log") as session:
+        assert session.spark is session.spark
+        assert session.parallelism == 2
+    assert spark.range(3).count() == 3
 
 
 @pytest.mark.spark

@@ -9,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batch_jobs.errors import SourceError
 from batch_jobs.sources import (
     SourceKind,
-    embedding_states,
     file_state,
     list_source,
     open_source,
     read_embeddings,
     read_image_bytes,
+    strings,
 )
 from embed.decoding import ImageRejected, RejectReason
 
@@ -172,9 +174,9 @@ def test_large_arrays_are_mapped_small_and_compressed_ones_read(tmp_path: Path) 
     stored, compressed = (read_embeddings(tmp_path / f"{name}.npz") for name in ("stored", "compressed"))
     assert isinstance(stored.embeddings, np.memmap)
     assert not isinstance(compressed.embeddings, np.memmap)
-    for given in (stored, compressed):
-        np.testing.assert_array_equal(given.embeddings, rows)
-        np.testing.assert_array_equal(given.image_ids, arrays["image_ids"])
+    for read in (stored, compressed):
+        np.testing.assert_array_equal(read.embeddings, rows)
+        np.testing.assert_array_equal(read.image_ids, arrays["image_ids"])
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
@@ -198,17 +200,12 @@ def test_a_file_written_again_is_read_again(tmp_path: Path) -> None:
         assert len(read_embeddings(path).image_ids) == count
 
 
-def test_embedding_states_change_with_any_bit() -> None:
-    """Equal rows have equal states, in any batch; a flipped sign, also two, or the least bit give another."""
-    row = np.random.default_rng(0).normal(size=256).astype(np.float32)
-    changed = np.repeat(row[None], 6, axis=0)
-    changed[1, 0] *= -1
-    changed[2, [3, 5]] *= -1
-    changed[3, 255] = np.nextafter(row[255], np.float32(9))
-    changed[4] = row[::-1]
-    states = embedding_states(changed)
-    assert len(set(states[:5].tolist())) == 5
-    assert states[5] == states[0] == embedding_states(row[None])[0]
+@given(st.lists(st.text(st.characters(codec="ascii"))) | st.lists(st.text(st.characters(codec="utf-8"))))
+def test_strings_are_those_of_the_array(texts: list[str]) -> None:
+    """All at once or one by one, as numpy has them: without zeros at the end, in either order of bytes."""
+    array = np.array(texts, np.str_)
+    for ordered in (array, array.astype(array.dtype.newbyteorder(">"))):
+        assert strings(ordered).to_pylist() == array.tolist()
 
 
 def test_a_listing_has_the_state_of_each_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.batch import OURS, Truth, command, found_pairs, read_edges, recall_by_cosine, sizes_of
+from benchmarks.batch import OURS, Truth, block_bytes, command, found_pairs, read_edges, recall_by_cosine, sizes_of
 
 
 def test_a_pair_is_found_in_either_direction() -> None:
@@ -35,6 +35,15 @@ def test_recall_is_counted_in_bands_of_cosine() -> None:
     recall, num_pairs = recall_by_cosine(truth, np.array([True, False, True, False]), 0.79)
     assert recall == {"0.79-0.85": 0.5, "0.85-0.90": 1.0, "0.90-0.95": 1.0, "0.95-1.00": 0.0}
     assert num_pairs == {"0.79-0.85": 2, "0.85-0.90": 1, "0.90-0.95": 0, "0.95-1.00": 1}
+
+
+def test_blocks_in_files_count_as_shuffled(tmp_path: Path) -> None:
+    """Term blocks and pair blocks of every step count, codes and edges do not."""
+    for name in ("terms-1/term_blocks/part=0/0", "terms-2/term_blocks/part=1/0", "terms-1/codes/0", "select-1/edges/0"):
+        path = tmp_path / "steps" / f"{name}.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"12345")
+    assert block_bytes(tmp_path) == 10
 
 
 def test_contenders_that_do_not_survive_a_size_get_their_own() -> None:

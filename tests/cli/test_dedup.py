@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_jobs.workspace import FORMAT_VERSION
 from cli.exit_codes import ExitCode
 from tests.photos import write_photo_folder
 
 TIMEOUT_S = 240
+ON_SPARK = ("--min-score", "0.8", "--master", "local[*]")
 
 
 def neardup(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +172,7 @@ def test_a_folder_without_images_is_refused(tiny_embedder: str, tmp_path: Path) 
 @pytest.mark.spark
 def test_a_workspace_of_other_parameters_is_refused(embeddings_file: Path, tmp_path: Path) -> None:
     """The exit code is WORKSPACE and the message says what differs."""
-    (tmp_path / "workspace.json").write_text(json.dumps({"format_version": 1, "embedder": "other"}))
+    (tmp_path / "workspace.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "embedder": "other"}))
     done = neardup("dedup", embeddings_file, "--workspace", tmp_path, "--min-score", "0.8")
     assert done.returncode == ExitCode.WORKSPACE
     assert "embedder: other there, x now" in done.stderr
@@ -186,10 +188,19 @@ def test_a_missing_embedder_is_explained(tmp_path: Path) -> None:
 
 
 def test_missing_java_is_explained(embeddings_file: Path, tmp_path: Path) -> None:
-    """Without Java the operator reads what to install."""
-    done = neardup("dedup", embeddings_file, "--workspace", tmp_path, "--min-score", "0.8", JAVA_HOME="/nowhere")
+    """Without Java the operator who asks for Spark reads what to install."""
+    done = neardup("dedup", embeddings_file, "--workspace", tmp_path, *ON_SPARK, JAVA_HOME="/nowhere")
     assert done.returncode == ExitCode.SPARK
     assert "Spark needs Java 17 or newer; install it" in done.stderr
+
+
+def test_few_embeddings_need_no_java(embeddings_file: Path, tmp_path: Path) -> None:
+    """Small steps run in the process of the command itself, and the ten families are found."""
+    arguments = ("dedup", embeddings_file, "--workspace", tmp_path, "--min-score", "0.8", "--json")
+    done = neardup(*arguments, JAVA_HOME="/nowhere")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert json.loads(done.stdout)["clusters"] == 10
+    assert not (tmp_path / "spark.log").exists()
 
 
 @pytest.mark.spark
@@ -212,7 +223,9 @@ def test_a_full_disk_is_explained_and_survived(
     """On a full disk the run ends with WORKSPACE; with room again the same command finishes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = f"{sys.executable} -m cli dedup {embeddings_file} --workspace {disk}/ws --min-score 0.8 --json"
+    command = (
+        f"{sys.executable} -m cli dedup {embeddings_file} --workspace {disk}/ws --min-score 0.8 --master local --json"
+    )
     script = f"""
         mount -t tmpfs -o size=1m tmpfs {disk}
         dd if=/dev/zero of={disk}/ballast bs=1k count=980 status=none
@@ -235,9 +248,9 @@ def test_a_full_disk_is_explained_and_survived(
 def test_interrupted_in_any_stage_it_goes_on_to_the_same_result(
     embeddings_file: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Ctrl-C in each stage in turn ends with INTERRUPTED; the last run gives the bytes of an undisturbed one."""
+    """Ctrl-C in each stage in turn ends with INTERRUPTED; the last run gives the bytes of one without Spark."""
     workspace = tmp_path / "ws"
-    arguments = ("dedup", str(embeddings_file), "--workspace", str(workspace), "--min-score", "0.8", "-v")
+    arguments = ("dedup", str(embeddings_file), "--workspace", str(workspace), *ON_SPARK, "-v")
     for stage in ("start", "terms", "candidates", "select", "report"):
         code, stderr = interrupted_in(stage, arguments)
         assert (stage, code) == (stage, ExitCode.INTERRUPTED), stderr
@@ -257,7 +270,7 @@ def test_killed_it_is_listed_and_resumed(
     """A second run is refused with who holds the workspace; after SIGKILL the first is finished by `runs resume`."""
     workspace = tmp_path / "ws"
     monkeypatch.chdir(embeddings_file.parent)
-    arguments = ("dedup", embeddings_file.name, "--workspace", str(workspace), "--min-score", "0.8", "-v")
+    arguments = ("dedup", embeddings_file.name, "--workspace", str(workspace), *ON_SPARK, "-v")
     process = started_until("select", arguments)
     process.send_signal(signal.SIGSTOP)  # it must not be finished when the others look
     try:
@@ -303,7 +316,7 @@ def test_a_java_process_that_dies_is_told_in_one_line(
     embeddings_file: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     """As when it runs out of memory: no traceback, and the same command goes on."""
-    arguments = ("dedup", str(embeddings_file), "--workspace", str(tmp_path), "--min-score", "0.8", "-v")
+    arguments = ("dedup", str(embeddings_file), "--workspace", str(tmp_path), *ON_SPARK, "-v")
     process = started_until("terms", arguments)
     (java,) = [one for one in psutil.Process(process.pid).children() if one.name() == "java"]
     java.kill()

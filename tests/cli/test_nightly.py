@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from click.testing import CliRunner
 
 from batch_jobs.build_index import index_folder
 from cli.nightly import command
 from lsh.index.generation import open_generation
 from lsh.index.publishing import current, generation_folder
-from tests.batch_jobs.local_steps import use_local_steps
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_local_steps(monkeypatch)
 
 
 def write_pairs(path: Path, names: str, *, seed: int = 0) -> Path:

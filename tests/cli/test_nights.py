@@ -14,15 +14,9 @@ from batch_jobs import select_matches
 from batch_jobs.errors import WorkspaceError
 from cli import cluster, explain, index, nightly, runs
 from cli.exit_codes import ExitCode
-from tests.batch_jobs.local_steps import use_local_steps
 
 DIM = 256
 IN_EACH = 3
-
-
-@pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_local_steps(monkeypatch)
 
 
 def write_source(path: Path, kinds: str, *, without: str = "") -> Path:

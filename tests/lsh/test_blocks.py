@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,12 @@ from lsh.errors import FormatError, ParameterError
 from lsh.variable_byte import encode, encode_sorted
 
 MAX_WORD = 2**64 - 1
-term = st.integers(0, 6) | st.integers(0, MAX_WORD)
-signatures = st.dictionaries(st.integers(0, 300) | st.integers(0, MAX_WORD), st.tuples(term, term, term), max_size=25)
+small = st.integers(0, 6)
+term = small | st.integers(0, MAX_WORD)
+# Postings that fit in one word with their row, and those that do not.
+signatures = st.dictionaries(st.integers(0, 300), st.tuples(small, small, small), max_size=25) | st.dictionaries(
+    st.integers(0, 300) | st.integers(0, MAX_WORD), st.tuples(term, term, term), max_size=25
+)
 
 
 def words(values: Sequence[int]) -> NDArray[np.uint64]:
@@ -230,11 +235,14 @@ def test_unsound_pair_blocks_with_a_right_checksum_raise(
         decode_pair_blocks([block])
 
 
-doc = st.integers(0, 9) | st.integers(0, MAX_WORD)
-counted_pairs = st.dictionaries(
-    st.tuples(doc, doc).filter(lambda pair: pair[0] != pair[1]).map(lambda pair: (min(pair), max(pair))),
-    st.integers(1, 2**30),
-    max_size=30,
+def counted_pairs_of(docs: st.SearchStrategy[int], counts: st.SearchStrategy[int]) -> st.SearchStrategy[dict[Any, int]]:
+    pairs = st.tuples(docs, docs).filter(lambda pair: pair[0] != pair[1]).map(lambda pair: (min(pair), max(pair)))
+    return st.dictionaries(pairs, counts, max_size=30)
+
+
+# Pairs that fit in one word with their shared terms, and those that do not.
+counted_pairs = counted_pairs_of(st.integers(2**30, 2**30 + 9), small.filter(bool)) | counted_pairs_of(
+    st.integers(0, 9) | st.integers(0, MAX_WORD), st.integers(1, 2**30)
 )
 
 

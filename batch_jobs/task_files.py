@@ -1,0 +1,47 @@
+"""Tables whose files tasks write themselves: blocks and codes never pass through the JVM.
+
+Each task writes whole files under names that its work alone decides, aside first. So a task that is run again, or twice
+at once, leaves the same files; one that dies leaves nothing but what the driver removes at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ASIDE = ".aside"
+
+
+@contextmanager
+def parquet_file(path: Path, schema: pa.Schema, *, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
+    """A Parquet file that appears at `path` when the block ends without an error; its folder must be there.
+
+    Statistics are kept of integers alone: of binary values they would hold whole blocks.
+    """
+    aside = path.with_name(f".{path.name}.{_attempt()}{ASIDE}")
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    try:
+        with pq.ParquetWriter(
+            aside, schema, compression=compression, use_dictionary=False, write_statistics=integers or False
+        ) as writer:
+            yield writer
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def _attempt() -> int:
+    """A number that no other attempt of the job has; 0 outside of a task of Spark."""
+    if "pyspark" not in sys.modules:
+        return 0
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return context.taskAttemptId() if context else 0
