@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
 from batch_jobs.changes import Changes
@@ -29,9 +29,6 @@ from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, 
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
-
-if TYPE_CHECKING:
-    pass
 
 STEPS = (
     catalogue.STEP,
@@ -53,6 +50,8 @@ class Listener(Protocol):
 
     def stage_progressed(self, stage: str, share: float) -> None: ...
 
+    def stage_waiting(self, stage: str, why: str) -> None: ...
+
     def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
 
 
@@ -62,6 +61,8 @@ class SilentListener:
     def stage_started(self, stage: str) -> None: ...
 
     def stage_progressed(self, stage: str, share: float) -> None: ...
+
+    def stage_waiting(self, stage: str, why: str) -> None: ...
 
     def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
 
@@ -409,7 +410,8 @@ class Pipeline:
     def _stage(self, stage: str, action: Callable[[], StepOutput]) -> None:
         started = time.monotonic()
         self.listener.stage_started(stage)
-        with self.session.watched(partial(self.listener.stage_progressed, stage)):
+        told = self.listener
+        with self.session.watched(partial(told.stage_progressed, stage), partial(told.stage_waiting, stage)):
             output = action()
         self.outputs[stage] = output
         self.seconds[stage] = round(time.monotonic() - started, 3)

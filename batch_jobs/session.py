@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 MIN_JAVA = 17
 POLL_S = 0.25
+WAIT_S = 15.0
+"""Without any executor, after which a run says what it waits for."""
 DRIVER_BYTES = 2 << 30
 """Of the driver's JVM, for its own; what tasks need comes on top where they run inside it."""
 ROWS_PER_GROUP = 16_384
@@ -92,20 +95,30 @@ class Session:
         return default_parallelism(self.spark)
 
     @contextmanager
-    def watched(self, progress: Callable[[float], None]) -> Iterator[None]:
-        """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs."""
+    def watched(self, progress: Callable[[float], None], waiting: Callable[[str], None]) -> Iterator[None]:
+        """Report the share of finished tasks of the running Spark stages, in 0..1, while the block runs.
+
+        `waiting` is told once for what tasks wait, where no machine has taken any for `WAIT_S`.
+        """
         stop = threading.Event()
 
         def watch() -> None:
+            idle_since = time.monotonic()
+            has_told = False
             while not stop.wait(POLL_S):
                 if self._started is None:
                     continue
                 with suppress(Exception):  # a stage may end between the two calls; progress is only a courtesy
                     tracker = self._started.sparkContext.statusTracker()
-                    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-                    total = sum(stage.numTasks for stage in stages if stage)
+                    stages = [stage for one in tracker.getActiveStageIds() if (stage := tracker.getStageInfo(one))]
+                    total = sum(stage.numTasks for stage in stages)
                     if total:
-                        progress(sum(stage.numCompletedTasks for stage in stages if stage) / total)
+                        progress(sum(stage.numCompletedTasks for stage in stages) / total)
+                    if not stages or has_executors(self._started):
+                        idle_since = time.monotonic()
+                    elif not has_told and time.monotonic() - idle_since > WAIT_S:
+                        has_told = True
+                        waiting(wanted_executors(self._started))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -278,6 +291,25 @@ def cores_per_task(spark: SparkSession) -> int:
     if runs_locally(str(context.master)):
         return max(1, num_cores() // default_parallelism(spark))
     return int(context.getConf().get("spark.task.cpus", "1"))
+
+
+def has_executors(spark: SparkSession) -> bool:
+    """Whether any process may run tasks: the driver itself where it runs locally, else an executor."""
+    java = spark.sparkContext._jsc  # Python's status tracker does not tell
+    executors = java.sc().statusTracker().getExecutorInfos() if java else ()
+    return runs_locally(str(spark.sparkContext.master)) or len(executors) > 1
+
+
+def wanted_executors(spark: SparkSession) -> str:
+    """What a run without executors waits for, in an operator's words."""
+    conf = spark.sparkContext.getConf()
+    master = spark.sparkContext.master
+    wanted = {key: conf.get(f"spark.executor.{key}", None) for key in ("cores", "memory", "memoryOverhead")}
+    given = ", ".join(f"{key}={value}" for key, value in wanted.items() if value is not None)
+    return (
+        f"{master} has started no executor for {WAIT_S:.0f} s; one asks for {given or 'all that a worker has'}: see "
+        "what its workers have free, wait, or stop here and go on later with the same command"
+    )
 
 
 def default_parallelism(spark: SparkSession) -> int:

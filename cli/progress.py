@@ -1,4 +1,4 @@
-"""How a run shows itself while it works: a live bar on a terminal, plain lines with `--verbose`, nothing in a pipe."""
+"""How a run shows itself while it works: a live bar on a terminal, lines with `--verbose`, else next to nothing."""
 
 from __future__ import annotations
 
@@ -25,14 +25,27 @@ STAGE_LABELS = {
 }
 
 
-class LineProgress:
+class QuietProgress:
+    """Nothing, but a line on standard error when a stage waits: nobody would find out otherwise."""
+
+    def stage_started(self, stage: str) -> None:
+        pass
+
+    def stage_progressed(self, stage: str, share: float) -> None:
+        pass
+
+    def stage_waiting(self, stage: str, why: str) -> None:
+        click.echo(f"{stage}: {why}", err=True)
+
+    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None:
+        pass
+
+
+class LineProgress(QuietProgress):
     """One line on standard error when a stage starts and when it ends."""
 
     def stage_started(self, stage: str) -> None:
         click.echo(f"{stage}: started", err=True)
-
-    def stage_progressed(self, stage: str, share: float) -> None:
-        pass
 
     def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None:
         how = "reused" if reused else f"{seconds:.1f} s{_rate(num_images, seconds)}"
@@ -71,6 +84,9 @@ class BarProgress:
     def stage_progressed(self, stage: str, share: float) -> None:
         self._progress.update(self._tasks[stage], completed=min(share, 0.99))
 
+    def stage_waiting(self, stage: str, why: str) -> None:
+        self._progress.console.print(f"{stage}: {why}")
+
     def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None:
         note = "reused" if reused else _rate(num_images, seconds).strip(" ,")
         self._progress.update(self._tasks[stage], completed=1.0, note=note)
@@ -83,10 +99,8 @@ def _rate(num_images: int, seconds: float) -> str:
 @contextmanager
 def progress(*, verbose: bool, json_output: bool = False) -> Iterator[Listener]:
     """What shows a run: a bar for a person who watches, lines for one who asked for them, else nothing."""
-    from batch_jobs.pipeline import SilentListener
-
     if sys.stderr.isatty() and not json_output and not verbose:
         with BarProgress() as bar:
             yield bar
     else:
-        yield LineProgress() if verbose else SilentListener()
+        yield LineProgress() if verbose else QuietProgress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from batch_jobs.pipeline import run_pipeline
 from batch_jobs.settings import RunSettings
 from benchmarks.kills import Victim, disturb, finish, start_dedup, table_digests
 from benchmarks.standalone import StandaloneCluster, standalone_cluster
+from cli.exit_codes import ExitCode
 from tests.batch_jobs.environments import REPOSITORY, installed_environment, packed_environment
 from tests.batch_jobs.test_pipeline import families, write_embeddings
 from tests.photos import write_photo_folder
@@ -224,3 +226,21 @@ def test_a_killed_driver_goes_on_where_it_was(
     assert disturb(run, engines.cluster, Victim.DRIVER, moment_s=0.0, pick=1)
     assert finish(lambda: engines.start(given, workspace, master="local[*]"), run) == 1
     assert table_digests(workspace) == given_tables
+
+
+def test_a_run_that_no_worker_can_serve_says_what_it_waits_for(given: Path, tmp_path: Path) -> None:
+    """Spark would wait in silence; whoever reads the line stops the run or makes room."""
+    command = [sys.executable, "-m", "cli", "dedup", str(given), "--workspace", str(tmp_path / "workspace")]
+    options = ["--min-score", str(MIN_SCORE), "--master"]
+    with (
+        standalone_cluster(tmp_path, num_workers=1, memory="512m") as cluster,
+        subprocess.Popen([*command, *options, cluster.master], stderr=subprocess.PIPE, text=True) as run,
+    ):
+        assert run.stderr is not None
+        said = run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        code = run.wait(timeout=120)
+    assert said.startswith(
+        f"terms: {cluster.master} has started no executor for 15 s; one asks for cores=1, memory=1280m"
+    )
+    assert code == ExitCode.INTERRUPTED
