@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.task_files import parquet_file
+from batch_jobs.task_files import allow_open_files, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
 from lsh.candidates import WORDS_PER_SKETCH
@@ -50,6 +50,7 @@ def make_terms(
     make_folders(folder, num_parts=num_partitions)
 
     def hash_share(number: int) -> pa.Table:
+        allow_open_files(num_partitions)
         rows = hash_batches(read_row_groups(shares[number]), params=params, num_parts=num_partitions)
         write_hashed(rows, folder, number=number)
         return schemas.arrow(schemas.PARTS).empty_table()

@@ -6,6 +6,7 @@ at once, leaves the same files; one that dies leaves nothing but what the driver
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch_jobs.errors import WorkspaceError
+
 ASIDE = ".aside"
+_OTHER_FILES = 256
+"""What a worker has open beside the files of its task: libraries, sockets, tables that it reads."""
 
 
 @contextmanager
@@ -35,6 +40,20 @@ def parquet_file(path: Path, schema: pa.Schema, *, compression: str = "zstd") ->
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+
+
+def allow_open_files(number: int) -> None:
+    """Let this process hold `number` files open at once; raises WorkspaceError where the machine forbids it."""
+    wanted = number + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise WorkspaceError(
+            f"a task writes {number:,} files at once, one for each part, and this machine allows a process {hard:,} in "
+            f"all; raise `ulimit -Hn` to {wanted:,}, or ask for fewer --partitions"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _attempt() -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs.task_files import parquet_file
+from batch_jobs.errors import WorkspaceError
+from batch_jobs.task_files import allow_open_files, parquet_file
 
 SCHEMA = pa.schema([("part", pa.int32()), ("block", pa.binary())])
 ROWS = pa.table([[1, 2], [b"one", b"two"]], schema=SCHEMA)
@@ -51,3 +54,26 @@ def test_blocks_stay_out_of_the_footer(tmp_path: Path) -> None:
     group = pq.read_metadata(tmp_path / "part-0.parquet").row_group(0)
     assert (group.column(0).statistics.min, group.column(0).statistics.max) == (1, 2)
     assert group.column(1).statistics is None
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[int]:
+    """A soft limit as on most machines, put back afterwards; the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_task_of_many_parts_may_open_as_many_files(few_open_files: int) -> None:
+    """The limit that a process may raise itself is raised as far as the parts need, and never lowered."""
+    allow_open_files(2000)
+    assert 2000 <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= few_open_files
+    allow_open_files(10)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 2000
+
+
+def test_more_files_than_the_machine_allows_are_refused_by_number(few_open_files: int) -> None:
+    """Before a file is written, with the way out."""
+    with pytest.raises(WorkspaceError, match=f"{few_open_files:,} in all; raise `ulimit -Hn`"):
+        allow_open_files(few_open_files)
