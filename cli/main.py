@@ -6,7 +6,9 @@ Commands are loaded when they are called, so that help and completion answer at 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import click
 
 from cli.exit_codes import ExitCode
 
+_AFTER_CALLBACK_S = 0.05
 COMMANDS = {
     "dedup": ("cli.dedup", "Find the near-duplicates of a folder or table."),
     "embed": ("cli.embed", "Write embeddings, for people who bring their own index."),
@@ -108,6 +111,7 @@ def neardup() -> None:
 
 def main() -> None:
     """Run the command line and exit with an `ExitCode`; no error that we know of shows a traceback."""
+    sys.unraisablehook = _interrupt_again
     try:
         status = neardup.main(standalone_mode=False, auto_envvar_prefix="NEARDUP")
         sys.exit(status if isinstance(status, int) else ExitCode.OK)
@@ -163,6 +167,14 @@ def exit_code_of(error: Exception) -> ExitCode:
         service.ServiceError: ExitCode.USAGE,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.INTERNAL)
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that struck in a callback, where Python would print it and go on, once the callback is over."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(_AFTER_CALLBACK_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _say(text: str) -> None:
