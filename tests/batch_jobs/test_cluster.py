@@ -232,14 +232,18 @@ def test_a_run_that_no_worker_can_serve_says_what_it_waits_for(given: Path, tmp_
     """Spark would wait in silence; whoever reads the line stops the run or makes room."""
     command = [sys.executable, "-m", "cli", "dedup", str(given), "--workspace", str(tmp_path / "workspace")]
     options = ["--min-score", str(MIN_SCORE), "--master"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the child of a background job would ignore it
     with (
         standalone_cluster(tmp_path, num_workers=1, memory="512m") as cluster,
         subprocess.Popen([*command, *options, cluster.master], stderr=subprocess.PIPE, text=True) as run,
     ):
         assert run.stderr is not None
-        said = run.stderr.readline()
-        run.send_signal(signal.SIGINT)
-        code = run.wait(timeout=120)
+        try:
+            said = run.stderr.readline()
+            run.send_signal(signal.SIGINT)
+            code = run.wait(timeout=120)
+        finally:
+            run.kill()
     assert said.startswith(
         f"terms: {cluster.master} has started no executor for 15 s; one asks for cores=1, memory=1280m"
     )

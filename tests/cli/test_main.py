@@ -11,6 +11,8 @@ INTERRUPTED_IN_A_CALLBACK = """
 import signal, time, weakref
 from cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the child of a background job would ignore it
+
 class Thing:
     pass
 
