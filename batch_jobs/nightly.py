@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -374,6 +376,11 @@ def main() -> None:
     parser.add_argument("--keep-missing", dest="keeps_missing", action="store_true", help="the source is an addition")
     parser.add_argument("--index", dest="is_indexed", action="store_true", help="build an index of the night")
     parser.add_argument("--promote", dest="is_promoted", action="store_true", help="and make it the one that serves")
+    parser.add_argument(
+        "--export-to",
+        default=os.environ.get("NEARDUP_NIGHTLY_EXPORT_TO"),
+        help="build an index and load it into this Redis, too; NEARDUP_NIGHTLY_EXPORT_TO keeps a password out of sight",
+    )
     arguments = vars(parser.parse_args())
     options = NightOptions(
         is_full=arguments.pop("is_full"),
@@ -381,12 +388,13 @@ def main() -> None:
         keeps_missing=arguments.pop("keeps_missing"),
     )
     is_promoted = arguments.pop("is_promoted")
-    is_indexed = arguments.pop("is_indexed") or is_promoted
+    store = arguments.pop("export_to")
+    is_indexed = arguments.pop("is_indexed") or is_promoted or store is not None
     generation: dict[str, str] = {}
 
     def index(_: NightResults, workspace: Workspace) -> None:
         if is_indexed:
-            generation["generation_id"] = index_night(workspace, promotes=is_promoted)
+            generation["generation_id"] = index_night(workspace, promotes=is_promoted, store=store)
 
     try:
         results = run_nightly(RunSettings(**arguments), options, and_then=index)
@@ -395,15 +403,33 @@ def main() -> None:
     sys.stdout.write(json.dumps({**results.as_json(), **generation}) + "\n")
 
 
-def index_night(workspace: Workspace, *, promotes: bool) -> str:
-    """Build a generation of the night that counts, and make it the one that serves where asked; returns its id."""
+def index_night(workspace: Workspace, *, promotes: bool, store: str | None = None) -> str:
+    """Build a generation of the night that counts, and make it the one that serves where asked; returns its id.
+
+    With a `store`, the URL of a Redis, it is loaded there too, and promoted there before it is in the workspace.
+    """
     from batch_jobs.build_index import build_index, index_folder
     from lsh.index.publishing import promote
 
+    index = index_folder(workspace.folder)
     generation_id = build_index(workspace).generation_id
+    if store is not None:
+        _export(index, generation_id, store, promotes=promotes)
     if promotes:
-        promote(index_folder(workspace.folder), generation_id)
+        promote(index, generation_id)
     return generation_id
+
+
+def _export(index: Path, generation_id: str, store: str, *, promotes: bool) -> None:
+    from lsh.index.generation import open_generation
+    from lsh.index.publishing import generation_folder
+    from lsh.redis_store.publishing import RedisStore
+    from lsh.redis_store.url import StoreUrl
+
+    with closing(RedisStore(StoreUrl(store))) as target:
+        target.export(open_generation(generation_folder(index, generation_id)))
+        if promotes:
+            target.promote(generation_id)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ def _image_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 @click.option("--keep-missing", "keeps_missing", is_flag=True, help="SOURCE is an addition: remove nothing.")
 @click.option("--index", "is_indexed", is_flag=True, help="Build an index generation of the night.")
 @click.option("--promote", "is_promoted", is_flag=True, help="Build an index generation and make it the current one.")
+@click.option(
+    "--export-to",
+    metavar="URL",
+    help="Build an index generation and load it into this Redis, too; with --promote it is made current there.",
+)
 @click.option("--dry-run", "is_dry", is_flag=True, help="Say what would happen, and write nothing.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the summary.")
 @verbose_option
@@ -76,6 +81,7 @@ def command(
     keeps_missing: bool,
     is_indexed: bool,
     is_promoted: bool,
+    export_to: str | None,
     is_dry: bool,
     json_output: bool,
     verbose: bool,
@@ -93,8 +99,8 @@ def command(
     generation: dict[str, str] = {}
 
     def index(_: NightResults, workspace: Workspace) -> None:
-        if is_indexed or is_promoted:
-            generation["generation_id"] = index_night(workspace, promotes=is_promoted)
+        if is_indexed or is_promoted or export_to:
+            generation["generation_id"] = index_night(workspace, promotes=is_promoted, store=export_to)
 
     results = _run_night(settings, night_options, json_output=json_output, verbose=verbose, and_then=index)
     if json_output:

@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from cli.exit_codes import ExitCode
 from cli.index import command
 from cli.main import exit_code_of
+from cli.nightly import command as nightly
 from lsh.errors import StoreError
 from lsh.index.generation import file_sha256
 from lsh.index.publishing import generation_folder
+from tests.batch_jobs.test_pipeline import families, write_embeddings
 from tests.redis_servers import RedisServer, redis_server
 from tests.service.corpora import add_current_generation
 
@@ -64,6 +66,21 @@ def test_export_promote_roll_back_import(server: RedisServer, tmp_path: Path) ->
     assert [file_sha256(folders[1] / name) for name in names] == [file_sha256(folders[0] / name) for name in names]
     answer("promote", second, "--store", store)
     assert answer("gc", "--store", store, "--keep", "0") == {"removed": [first]}
+
+
+def test_a_night_is_indexed_exported_and_promoted(server: RedisServer, tmp_path: Path) -> None:
+    """One command brings the night to servers on files and on Redis; its output has no password."""
+    store = f"redis://:hunter2@127.0.0.1:{server.port}"
+    source = write_embeddings(tmp_path / "given.npz", families())
+    options = ["--workspace", str(tmp_path / "one"), "--min-score", "0.8", "--promote", "--export-to", store]
+    night = CliRunner().invoke(nightly, [str(source), *options, "--json"])
+    assert night.exit_code == 0, night.exception
+    generation_id = json.loads(night.stdout)["generation_id"]
+    assert "hunter2" not in night.output
+    for where in (["--store", store], ["--workspace", tmp_path / "one"]):
+        listed = answer("list", *where)["generations"]
+        assert [(one["generation_id"], one["is_current"]) for one in listed] == [(generation_id, True)]
+    assert answer("verify", "--store", store) == {"generation_id": generation_id, "is_whole": True}
 
 
 def test_a_store_that_is_away_has_its_own_exit_code(tmp_path: Path) -> None:
