@@ -151,7 +151,7 @@ class RunTables:
     def buckets(self, terms: NDArray[np.uint64]) -> TermPostings:
         """The postings of images that are there in the buckets of some terms.
 
-        They come from the blocks of the shuffle, one block at a time.
+        They come from the term blocks, one block at a time.
         """
         parts = np.unique(partition_of(terms, self.whole.num_parts or 1)).tolist()
         found = [
