@@ -35,10 +35,16 @@ _LOW_RANK = np.uint64(RANKS_PER_POLYTOPE - 1)
 
 
 class ProbePlan(NamedTuple):
-    """What the kernel reads: rotations in lanes, where each polytope begins in them, its dimension, and the tables."""
+    """What the kernel reads: rotations in lanes, where each polytope begins in them, its dimension, and the tables.
+
+    `side_by_side` `(num_groups, num_slices, 16)` has the polytopes of full size: which one each lane of a slice holds,
+    -1 for none. `alone` `(num_others,)` has the smaller ones.
+    """
 
     signs: NDArray[np.float32]
     places: NDArray[np.int64]
+    side_by_side: NDArray[np.int64]
+    alone: NDArray[np.int64]
     polytope_dims: NDArray[np.int64]
     num_tables: int
     bits_per_term: int
@@ -51,6 +57,8 @@ class ProbeScratch(NamedTuple):
     rotated: NDArray[np.float32]
     vertices: NDArray[np.int32]
     losses: NDArray[np.float32]
+    lane_magnitudes: NDArray[np.float32]
+    lane_vertices: NDArray[np.int32]
     heap: NDArray[np.uint64]
 
 
@@ -67,14 +75,30 @@ def probe_plan(params: TermParams, num_probes: int) -> ProbePlan:
         raise ParameterError(
             f"num_probes={num_probes} is out of range {params.num_tables}..{most}; every table takes at least one"
         )
+    signs, places = rotations_in_lanes(TermHasher(params).signs), polytope_places(params)
+    side_by_side, alone = _arranged(params, places, num_groups=signs.shape[0], rotation_dim=signs.shape[2] // LANES)
     return ProbePlan(
-        signs=rotations_in_lanes(TermHasher(params).signs),
-        places=polytope_places(params),
+        signs=signs,
+        places=places,
+        side_by_side=side_by_side,
+        alone=alone,
         polytope_dims=np.array(params.polytope_dims, dtype=np.int64),
         num_tables=params.num_tables,
         bits_per_term=params.bits_per_term,
         num_probes=num_probes,
     )
+
+
+def _arranged(
+    params: TermParams, places: NDArray[np.int64], *, num_groups: int, rotation_dim: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`side_by_side` and `alone` of a plan."""
+    is_full = np.tile(np.array(params.polytope_dims) == params.polytope_dim, params.num_tables)
+    is_full &= params.polytope_dim >= RANKS_PER_POLYTOPE
+    side_by_side = np.full((num_groups, rotation_dim // params.polytope_dim, LANES), -1, dtype=np.int64)
+    rotations, first = np.divmod(places[is_full], rotation_dim)
+    side_by_side[rotations // LANES, first // params.polytope_dim, rotations % LANES] = np.flatnonzero(is_full)
+    return side_by_side, np.flatnonzero(~is_full)
 
 
 def probe_scratch(plan: ProbePlan) -> ProbeScratch:
@@ -85,6 +109,8 @@ def probe_scratch(plan: ProbePlan) -> ProbeScratch:
         rotated=np.empty((plan.signs.shape[0], plan.signs.shape[2]), dtype=np.float32),
         vertices=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.int32),
         losses=np.empty((num_polytopes, RANKS_PER_POLYTOPE), dtype=np.float32),
+        lane_magnitudes=np.empty(RANKS_PER_POLYTOPE * LANES, dtype=np.float32),
+        lane_vertices=np.empty(RANKS_PER_POLYTOPE * LANES, dtype=np.int32),
         heap=np.empty(heap_size, dtype=np.uint64),
     )
 
@@ -154,7 +180,9 @@ def write_probes(row: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratc
     rotate_row(row, plan.signs, scratch.rotated)
     num_positions = plan.polytope_dims.size
     dim = plan.signs.shape[2] // LANES
-    for polytope in range(plan.num_tables * num_positions):
+    for group in range(plan.side_by_side.shape[0]):
+        _rank_side_by_side(scratch.rotated[group], plan.side_by_side[group], scratch)
+    for polytope in plan.alone:
         rotation, first = plan.places[polytope] // dim, plan.places[polytope] % dim
         _rank_vertices(
             scratch.rotated[rotation // LANES],
@@ -164,6 +192,51 @@ def write_probes(row: NDArray[np.float32], plan: ProbePlan, scratch: ProbeScratc
             scratch.losses[polytope],
         )
     _visit_in_order(plan, scratch, terms)
+
+
+@njit(cache=True, nogil=True)
+def _rank_side_by_side(rotated: NDArray[np.float32], polytopes: NDArray[np.int64], scratch: ProbeScratch) -> None:
+    """As `_rank_vertices`, for all polytopes of full size of one group of rotations, 16 at a time."""
+    slice_size = rotated.size // polytopes.shape[0]
+    for number in range(polytopes.shape[0]):
+        _largest_in_lanes(
+            rotated[number * slice_size : (number + 1) * slice_size], scratch.lane_magnitudes, scratch.lane_vertices
+        )
+        for lane in range(LANES):
+            polytope = polytopes[number, lane]
+            if polytope < 0:
+                continue
+            for rank in range(RANKS_PER_POLYTOPE):
+                lost = scratch.lane_magnitudes[lane] - scratch.lane_magnitudes[rank * LANES + lane]
+                scratch.losses[polytope, rank] = lost * lost
+                scratch.vertices[polytope, rank] = scratch.lane_vertices[rank * LANES + lane]
+
+
+@njit(cache=True, nogil=True)
+def _largest_in_lanes(
+    rotated: NDArray[np.float32], magnitudes: NDArray[np.float32], vertices: NDArray[np.int32]
+) -> None:
+    """Per lane the 4 coordinates of largest magnitude, `magnitudes[rank * 16 + lane]`, the first one on a tie.
+
+    No branch depends on the data, so LLVM makes vectors of the lanes.
+    """
+    magnitudes[:] = -1.0
+    for axis in range(rotated.size // LANES):
+        values = rotated[axis * LANES : (axis + 1) * LANES]
+        for lane in range(LANES):
+            second, third, fourth = lane + LANES, lane + 2 * LANES, lane + 3 * LANES
+            magnitude, vertex = abs(values[lane]), np.int32(2 * axis) + np.int32(values[lane] < 0)
+            a, b, c, d = magnitudes[lane], magnitudes[second], magnitudes[third], magnitudes[fourth]
+            i, j, k, m = vertices[lane], vertices[second], vertices[third], vertices[fourth]
+            over_a, over_b, over_c, over_d = magnitude > a, magnitude > b, magnitude > c, magnitude > d
+            magnitudes[lane] = magnitude if over_a else a
+            magnitudes[second] = (a if over_a else magnitude) if over_b else b
+            magnitudes[third] = (b if over_b else magnitude) if over_c else c
+            magnitudes[fourth] = (c if over_c else magnitude) if over_d else d
+            vertices[lane] = vertex if over_a else i
+            vertices[second] = (i if over_a else vertex) if over_b else j
+            vertices[third] = (j if over_b else vertex) if over_c else k
+            vertices[fourth] = (k if over_c else vertex) if over_d else m
 
 
 @njit(cache=True, nogil=True)

@@ -59,42 +59,62 @@ def query_scratch(*, num_probes: int, max_postings: int, dim: int) -> Scratch:
 
 
 @njit(cache=True, nogil=True)
-def collect(lists: Lists, scratch: Scratch, total_bytes: int, max_postings: int, sketches: NDArray[np.uint64]) -> int:
-    """Distinct docs of all lists and how many lists hold each, by open addressing; returns their number."""
-    num_found, num_left = 0, max_postings
+def collect(lists: Lists, scratch: Scratch, max_postings: int, sketches: NDArray[np.uint64]) -> int:
+    """Distinct docs of all lists and how many lists hold each; returns their number."""
+    num_postings = _read_lists(lists, scratch, max_postings, sketches)
     slot_bits = 4
-    while 1 << slot_bits < 2 * min(total_bytes, max_postings):
+    while 1 << slot_bits < 2 * num_postings:
         slot_bits += 1
-    last_slot = (1 << slot_bits) - 1
-    scratch.slots[: last_slot + 1] = -1
+    return _count_distinct(scratch, num_postings, slot_bits)
+
+
+@njit(cache=True, nogil=True)
+def _read_lists(lists: Lists, scratch: Scratch, max_postings: int, sketches: NDArray[np.uint64]) -> int:
+    """Decodes up to `max_postings` docs of all lists into `scratch.docs`; a damaged list ends where it is damaged."""
+    num_read = 0
+    words = sketches.reshape(-1)
     for i in range(scratch.terms.size):
         position, end = scratch.starts[i], scratch.starts[i] + scratch.sizes[i]
         doc = np.int64(0)
-        while position < end and num_left > 0:
-            value, bits = np.int64(0), 0
+        while position < end and num_read < max_postings:
+            gap, bits = np.int64(0), 0
             while True:
                 byte = np.int64(lists.postings[position])
                 position += 1
-                value |= (byte & 0x7F) << bits
+                gap |= (byte & 0x7F) << bits
                 bits += 7
                 if byte < 0x80 or position >= end or bits > 28:
                     break
-            doc += value
+            doc += gap
             if doc >= lists.num_docs:
                 break
-            num_left -= 1
-            slot = _first_slot(doc, slot_bits)
-            while scratch.slots[slot] >= 0 and scratch.docs[scratch.slots[slot]] != doc:
-                slot = (slot + 1) & last_slot
+            prefetch(words, doc * sketches.shape[1])
+            scratch.docs[num_read] = doc
+            num_read += 1
+    return num_read
+
+
+@njit(cache=True, nogil=True)
+def _count_distinct(scratch: Scratch, num_postings: int, slot_bits: int) -> int:
+    """Moves the distinct docs to the front by open addressing and counts each; returns how many they are."""
+    last_slot = (1 << slot_bits) - 1
+    scratch.slots[: last_slot + 1] = -1
+    num_found = 0
+    for i in range(num_postings):
+        doc = scratch.docs[i]
+        slot = _first_slot(doc, slot_bits)
+        while True:
             place = scratch.slots[slot]
-            if place >= 0:
+            if place < 0:
+                scratch.slots[slot] = num_found
+                scratch.docs[num_found] = doc
+                scratch.counts[num_found] = 1
+                num_found += 1
+                break
+            if scratch.docs[place] == doc:
                 scratch.counts[place] += 1
-                continue
-            prefetch(sketches.reshape(-1), doc * sketches.shape[1])
-            scratch.slots[slot] = num_found
-            scratch.docs[num_found] = doc
-            scratch.counts[num_found] = 1
-            num_found += 1
+                break
+            slot = (slot + 1) & last_slot
     return num_found
 
 

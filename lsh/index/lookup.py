@@ -158,22 +158,21 @@ def _lookup_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
         write_probes(rows[row], plan, probe_arrays, scratch.terms)
         quantize_rows(rows[row : row + 1], scratch.codes)
         sketch_rows(rows[row : row + 1], signs, scratch.sketch)
-        total_bytes = _find_lists(lists, scratch)
-        num_found = collect(lists, scratch, total_bytes, max_postings, sketches)
+        _find_lists(lists, scratch)
+        num_found = collect(lists, scratch, max_postings, sketches)
         num_candidates[row] = num_found
         num_near = keep_near(scratch, num_found, sketches, excluded, max_distance)
         rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
 
 
 @njit(cache=True, nogil=True)
-def _find_lists(lists: Lists, scratch: Scratch) -> int:
-    """Where the list of each probe starts and how many bytes it has; returns the bytes of all.
+def _find_lists(lists: Lists, scratch: Scratch) -> None:
+    """Where the list of each probe starts and how many bytes it has.
 
     Bytes that are not there, in a damaged file, count as none.
     """
     for i in range(scratch.terms.size):
         prefetch(lists.offsets, _place_of(scratch.terms[i], lists.bits_per_part))
-    total = 0
     for i in range(scratch.terms.size):
         place = _place_of(scratch.terms[i], lists.bits_per_part)
         offset, end = np.int64(lists.offsets[place]), np.int64(lists.offsets[place + 1])
@@ -181,9 +180,7 @@ def _find_lists(lists: Lists, scratch: Scratch) -> int:
         size = end - offset
         is_sound = size >= 0 and 0 <= start <= lists.postings.size - size
         scratch.starts[i], scratch.sizes[i] = start, size if is_sound else 0
-        total += scratch.sizes[i]
         prefetch(lists.postings, start)
-    return total
 
 
 @njit(cache=True, nogil=True)

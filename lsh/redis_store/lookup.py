@@ -188,7 +188,7 @@ def _collect_rows(
     for row in range(starts.shape[0]):
         scratch.starts[:] = starts[row]
         scratch.sizes[:] = sizes[row]
-        num_found = collect(lists, scratch, sizes[row].sum(), max_postings, no_sketches)
+        num_found = collect(lists, scratch, max_postings, no_sketches)
         ends[row + 1] = ends[row] + num_found
         docs[ends[row] : ends[row + 1]] = scratch.docs[:num_found]
         counts[ends[row] : ends[row + 1]] = scratch.counts[:num_found]
