@@ -1,9 +1,9 @@
 """What a user could take instead of our index, behind the same gRPC shell: `python -m benchmarks.serve_peers JOB`.
 
-Every peer is a process with the server, the call wrapper, the micro-batches and the number of threads that our own
-service has; only what finds the nearest rows differs. Without a job the process answers empty calls, an empty message
-in and out: one through the call wrapper, and a bare one, which is all that gRPC itself takes. A peer that can trade
-recall for time is set to the cheapest setting that reaches `target_recall`.
+Every peer is a process with the server, the call wrapper, the micro-batches and the threads that our own service has;
+only what finds the nearest rows differs. Without a job the process answers empty calls, an empty message in and out:
+one through the call wrapper, and a bare one, which is all that gRPC itself takes. A peer that can trade recall for time is
+set to the cheapest setting that reaches `target_recall`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.batching import Batcher, BatchLimits
 from service.calls import Call, Calls
 from service.lookup_servicer import checked_embedding
 from service.metrics import Metrics
-from service.server import server_options
+from service.server import SWITCH_INTERVAL_S, server_options
 from service.settings import Limits
 from service.tokens import Scope, Tokens
 from service.traces import Traces
@@ -299,6 +299,7 @@ def _lookup_handlers(peer: Peer, calls: Calls, limits: Limits) -> grpc.GenericRp
 def main(job: str) -> None:
     """Build the peer of a job, or none for an empty text, then serve until SIGTERM."""
     given = PeerJob(**json.loads(job)) if job else None
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(_serve(None if given is None else PEERS[given.name](given)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
@@ -40,6 +41,11 @@ from service.upload_log import UploadLog
 
 log = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread that wants Python's lock waits before the holder is asked for it.
+
+Python's own 5 ms let a busy event loop keep answers waiting that a lookup's thread has at hand.
+"""
 _SERVICES: Final = tuple(pb.DESCRIPTOR.services_by_name[name] for name in ("NearDup", "Admin"))
 _SERVICE_NAMES: Final = tuple(service.full_name for service in _SERVICES)
 _KEEPALIVE_MS: Final = 60_000
@@ -175,6 +181,7 @@ class Server:
 def run_server(settings: ServeSettings, *, log_level: str = "info") -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises what `Server` raises."""
     configure_logs(log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(_serve(settings))
 
 

@@ -61,11 +61,8 @@ def query_scratch(*, num_probes: int, max_postings: int, dim: int) -> Scratch:
 @njit(cache=True, nogil=True)
 def collect(lists: Lists, scratch: Scratch, max_postings: int, sketches: NDArray[np.uint64]) -> int:
     """Distinct docs of all lists and how many lists hold each; returns their number."""
-    num_postings = _read_lists(lists, scratch, max_postings, sketches)
-    slot_bits = 4
-    while 1 << slot_bits < 2 * num_postings:
-        slot_bits += 1
-    return _count_distinct(scratch, num_postings, slot_bits)
+    num_postings = int(_read_lists(lists, scratch, max_postings, sketches))
+    return int(_count_distinct(scratch, num_postings))
 
 
 @njit(cache=True, nogil=True)
@@ -95,8 +92,11 @@ def _read_lists(lists: Lists, scratch: Scratch, max_postings: int, sketches: NDA
 
 
 @njit(cache=True, nogil=True)
-def _count_distinct(scratch: Scratch, num_postings: int, slot_bits: int) -> int:
+def _count_distinct(scratch: Scratch, num_postings: int) -> int:
     """Moves the distinct docs to the front by open addressing and counts each; returns how many they are."""
+    slot_bits = 4
+    while 1 << slot_bits < 2 * num_postings:
+        slot_bits += 1
     last_slot = (1 << slot_bits) - 1
     scratch.slots[: last_slot + 1] = -1
     num_found = 0
