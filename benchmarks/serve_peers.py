@@ -2,8 +2,8 @@
 
 Every peer is a process with the server, the call wrapper, the micro-batches and the threads that our own service has;
 only what finds the nearest rows differs. Without a job the process answers empty calls, an empty message in and out:
-one through the call wrapper, and a bare one, which is all that gRPC itself takes. A peer that can trade recall for time is
-set to the cheapest setting that reaches `target_recall`.
+one through the call wrapper, and a bare one, which is all that gRPC itself takes. A peer that can trade recall for time
+is set to the cheapest setting that reaches `target_recall`.
 """
 
 from __future__ import annotations
