@@ -6,6 +6,7 @@ and the old one's memory maps are released with its last query.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,6 +115,7 @@ class Served:
         embeddings = unit_rows(self.generation.codes(docs)) if len(docs) else np.eye(1, dim, dtype=np.float32)
         for embedding in embeddings:
             self.lookup(embedding[None], k=10, min_score=self.generation.manifest.min_score)
+            os.sched_yield()  # Callers of the generation that is served wait for this processor.
         self.uploads.index.search(embeddings[:1], k=1, min_similarity=0.0)
 
     def is_known(self, image_id: str) -> bool:

@@ -7,6 +7,7 @@ reads every byte.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lsh.index import layout
 from lsh.index.layout import Parts
 from lsh.index.manifest import MANIFEST_NAME, FileEntry, Manifest
 
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 16
 
 
 def open_generation(folder: Path) -> Generation:
@@ -62,11 +63,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a file, in hex. Steps back after each chunk, for lookups that wait for the processor meanwhile."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            os.sched_yield()
     return digest.hexdigest()
 
 
