@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from benchmarks.lookup import MIN_SIMILARITY, K, corpus_batches, image_id_of
 from benchmarks.results import versions, write_json
-from benchmarks.serve import running_redis, running_server, write_corpus
+from benchmarks.serve_corpus import write_corpus
+from benchmarks.servers import running_redis, running_server
 from cli.tables import show_table
 from lsh.index import layout
 from lsh.index.generation import Generation, open_generation

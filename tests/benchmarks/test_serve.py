@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from benchmarks import serve
 from benchmarks.lookup import BruteForce, held_out_queries
-from benchmarks.serve import Address, command, running_server
+from benchmarks.serve import command
 from benchmarks.serve_load import Load, LoadGenerator, write_requests
 from benchmarks.serve_peers import BARE_METHOD, EMPTY_METHOD, PEERS, PeerJob, first_rows, recall_at_1
+from benchmarks.servers import Address, running_server
 
 NUM_IMAGES, NUM_QUERIES = 1000, 80
 
