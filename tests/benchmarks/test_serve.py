@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import serve
+from benchmarks import serve_comparison
 from benchmarks.lookup import BruteForce, held_out_queries
 from benchmarks.serve import command
 from benchmarks.serve_load import Load, LoadGenerator, write_requests
@@ -119,7 +119,7 @@ def test_recall_counts_answers_that_are_as_similar_as_the_best() -> None:
 
 def test_the_benchmark_measures_every_contender_in_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small run with real servers, and a real Redis where there is one: no call fails, nearly everything is found."""
-    monkeypatch.setattr(serve, "ROUNDS", 1)
+    monkeypatch.setattr(serve_comparison, "ROUNDS", 1)
     peers = ["flat", *(["datasketch-redis"] if shutil.which("redis-server") else [])]
     path = tmp_path / "serve.json"
     options = ["--seconds", "0.3", "--rate", "50", "--promote-rate", "100", "--registers", "100"]
