@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,7 +29,7 @@ class AdminServicer:
         self._store = store
         self._metrics = metrics
         self._refused: str | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="switch", initializer=_stand_back)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self.ListGenerations = calls.unary("ListGenerations", Scope.ADMIN, self.list_generations)
         self.Promote = calls.unary("Promote", Scope.ADMIN, self.promote)
         self.Rollback = calls.unary("Rollback", Scope.ADMIN, self.rollback)
@@ -100,9 +97,3 @@ class AdminServicer:
         return pb.PromoteResponse(
             generation=generation_message(self._engine.served), previous_generation_id=switched.previous_generation_id
         )
-
-
-def _stand_back() -> None:
-    """Let lookups go first: this thread has time to verify and warm a generation."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
