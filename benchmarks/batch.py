@@ -32,7 +32,7 @@ from cli.tables import show_table
 OURS = "ours"
 STAGES = ("terms", "candidates", "select")
 BLOCKS = ("term_blocks", "pair_blocks")
-MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 5_000}
+MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 40_000}
 SLICE_ROWS = 2000
 COSINES = (0.79, 0.85, 0.9, 0.95)
 
@@ -81,7 +81,7 @@ class Case:
     embeddings: Path
     folder: Path
     min_similarity: float
-    master: str
+    master: str | None
 
     def job(self, contender: str, *, target_recall: float, plan: dict[str, Any]) -> Job:
         """The job of one contender."""
@@ -138,7 +138,7 @@ def recall_by_cosine(
 
 
 def write_case(
-    rows: NDArray[np.float32], *, name: str, folder: Path, min_similarity: float, master: str, seed: int
+    rows: NDArray[np.float32], *, name: str, folder: Path, min_similarity: float, master: str | None, seed: int
 ) -> Case:
     """The embeddings as an .npz in a new `folder`, with the slice drawn but its truth not yet known."""
     folder.mkdir()
@@ -186,7 +186,7 @@ def _run_ours(case: Case, truth: Truth, plan: Mapping[str, Any], number: int) ->
     with _event_folder(case, f"{OURS}-{number}") as events:
         arguments = ["dedup", str(case.embeddings), "--workspace", str(case.folder / f"workspace-{number}")]
         arguments += ["--min-score", str(case.min_similarity), "--plan", str(case.folder / "plan.json")]
-        arguments += ["--master", case.master]
+        arguments += ["--master", case.master] if case.master else []
         run = run_neardup(arguments, environment=keep_events(Path(events)))
         moved = shuffle_bytes(Path(events)) + block_bytes(case.folder / f"workspace-{number}")
     edges = read_edges(run.output("edges"), run.output("catalogue"))
@@ -285,7 +285,7 @@ def _chosen(_context: click.Context, _option: click.Parameter, names: str) -> li
 @click.option(
     "--runs", "num_runs", type=click.IntRange(1), default=1, show_default=True, help="Of ours; the median counts."
 )
-@click.option("--master", default="local[2]", show_default=True, help="Spark master.")
+@click.option("--master", help="Spark master. [default: this machine, without Spark for small steps of ours]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
@@ -296,7 +296,7 @@ def command(
     min_score: float,
     target_recall: float,
     num_runs: int,
-    master: str,
+    master: str | None,
     seed: int,
     json_path: Path | None,
 ) -> None:
@@ -324,7 +324,7 @@ def command(
         for case in cases:
             rows += run_case(case, sizes[case.num_images], num_runs=num_runs, target_recall=target_recall)
     packages = versions("pyspark", "faiss-cpu", "datasketch", "numba", "numpy", "pyarrow")
-    _show(rows, f"{name} embeddings, cosine {min_score} and above, {master}, seed {seed}")
+    _show(rows, f"{name} embeddings, cosine {min_score} and above, {master or 'no master'}, seed {seed}")
     click.echo("  ".join(f"{package} {version}" for package, version in packages.items()))
     figures = {
         "benchmark": "batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -117,6 +118,34 @@ def test_any_bytes_decode_as_the_slow_twin_says_or_raise(code: bytes, count: int
         decode(np.frombuffer(code, dtype=np.uint8), count)
 
 
+@given(
+    st.lists(st.integers(0, 127) | st.sampled_from(BOUNDARIES), min_size=40, max_size=120),
+    st.integers(0),
+    st.integers(0, 255),
+)
+def test_many_codes_with_a_changed_byte_decode_as_the_slow_twin_says_or_raise(
+    values: list[int], position: int, byte: int
+) -> None:
+    """Codes enough for vectors, one byte changed, are those of the slow twin or raise, whichever count is asked for."""
+    code = encode(words(values))
+    code[position % code.size] = byte
+    expected = decode_slowly(code.tobytes())
+    for count in {len(values), int((code < 128).sum())}:
+        if expected is not None and len(expected) == count:
+            assert decode(code, count).tolist() == expected
+            continue
+        with pytest.raises(FormatError):
+            decode(code, count)
+
+
+@given(st.lists(st.integers(0, 2**21), min_size=1, max_size=20), st.integers(0, 9), st.integers(100, 300))
+def test_a_pattern_of_lengths_over_and_over_survives(pattern: list[int], num_groups: int, count: int) -> None:
+    """Values of two and three bytes with now and then one of any length decode right, however vectors meet them."""
+    values = ([*pattern, 2 ** (7 * num_groups)] * count)[:count]
+
+    assert decode(encode(words(values)), count).tolist() == values
+
+
 @given(st.lists(st.integers(0, MAX_VALUE), min_size=1, max_size=20), st.data())
 def test_truncated_codes_raise(values: list[int], draw: st.DataObject) -> None:
     """Codes cut anywhere before their end raise FormatError."""
@@ -163,6 +192,15 @@ def test_a_wrong_count_raises_with_both_counts() -> None:
     """A count that is not the number of values in the data raises FormatError that names both."""
     with pytest.raises(FormatError, match="hold 3 values, expected 2"):
         decode(encode(words([1, 200, 3])), 2)
+
+
+@pytest.mark.parametrize("decoder", [decode, decode_sorted])
+def test_a_count_beyond_memory_raises_as_any_wrong_count(
+    decoder: Callable[[NDArray[np.uint8], int], NDArray[np.uint64]],
+) -> None:
+    """A damaged count asks for no more memory than the data can fill."""
+    with pytest.raises(FormatError, match="hold 3 values, expected"):
+        decoder(encode(words([1, 200, 3])), 2**60)
 
 
 def test_unsorted_values_raise_with_their_position() -> None:
