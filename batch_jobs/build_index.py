@@ -37,14 +37,13 @@ from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
 from embed.pair_scoring import read_pair_scorer, scorer_files
 from lsh.errors import LshError
-from lsh.index.layout import params_for
+from lsh.index.layout import params_for, probes_for
 from lsh.index.manifest import Manifest
 from lsh.index.publishing import new_generation, promote
 from lsh.index.writing import GenerationSpec, GenerationWriter
 
 STEP = "index"
 NUM_TABLES = 16
-PROBES_PER_TABLE = 12
 DOCS_PER_BATCH = 16_384
 IN_NIGHTS_ONLY = "is_full"
 """An input of `cluster` steps of nights after the first, whose tables are more than those of one step each."""
@@ -77,7 +76,7 @@ def build_index(
     min_score: float | None = None,
     run_id: str | None = None,
     num_tables: int = NUM_TABLES,
-    probes_per_table: int = PROBES_PER_TABLE,
+    probes_per_table: int | None = None,
 ) -> Manifest:
     """Write, verify and publish a generation: of the current night or the newest clusters, of `min_score`, or of a run.
 
@@ -87,10 +86,11 @@ def build_index(
     try:
         images = live_images(run.whole, ["doc", "original_doc", "image_id"])
         num_docs = len(images)
+        num_probes = num_tables * probes_per_table if probes_per_table else probes_for(num_docs, num_tables=num_tables)
         spec = GenerationSpec(
             num_docs=num_docs,
             term_params=params_for(num_docs, dim=run.dim, num_tables=num_tables, seed=run.seed),
-            num_probes=num_tables * probes_per_table,
+            num_probes=num_probes,
             embedder_digest=run.embedder_digest,
             min_score=run.min_score,
             scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),

@@ -23,7 +23,7 @@ from benchmarks.batch_embeddings import DIM, draw_topics, plant_embeddings
 from benchmarks.results import versions, write_json
 from cli.tables import show_table
 from lsh.index.generation import open_generation
-from lsh.index.layout import params_for
+from lsh.index.layout import params_for, probes_for
 from lsh.index.lookup import HashTables
 from lsh.index.writing import GenerationSpec, GenerationWriter
 
@@ -198,12 +198,12 @@ def _figures(best: NDArray[np.float32], answers: Answers) -> dict[str, Any]:
 @click.command()
 @click.option("--images", "num_images", type=click.IntRange(min=100), default=1_000_000, show_default=True)
 @click.option("--queries", "num_queries", type=click.IntRange(min=10), default=2000, show_default=True)
-@click.option("--probes", "num_probes", type=click.IntRange(16, 4096), default=192, show_default=True)
+@click.option("--probes", "num_probes", type=click.IntRange(16, 4096), help="[default: as an index would have]")
 @click.option("--peers", default="hnsw", show_default=True, help="hnsw, or nothing for none; needs faiss.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
-    *, num_images: int, num_queries: int, num_probes: int, peers: str, seed: int, json_path: Path | None
+    *, num_images: int, num_queries: int, num_probes: int | None, peers: str, seed: int, json_path: Path | None
 ) -> None:
     """Look held-out images up, one by one on one thread: microseconds, recall by similarity, bytes an image.
 
@@ -211,7 +211,9 @@ def command(
     """
     queries = held_out_queries(num_images, num_queries, seed=seed)
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
-        best = write_index(Path(scratch), num_images, queries, seed=seed, num_probes=num_probes)
+        best = write_index(
+            Path(scratch), num_images, queries, seed=seed, num_probes=num_probes or probes_for(num_images)
+        )
         rows = [hash_tables_row(Path(scratch), queries, best)]
     if peers == "hnsw":
         rows += hnsw_rows(num_images, queries, best, seed=seed)

@@ -14,12 +14,11 @@ from benchmarks.lookup import BruteForce, K, held_out_queries, write_index
 from benchmarks.serve_load import write_requests
 from benchmarks.serve_peers import first_rows
 from lsh.index.generation import read_manifest
+from lsh.index.layout import probes_for
 from lsh.index.manifest import MANIFEST_NAME
 from lsh.index.publishing import generation_folder, new_generation, promote
 from service import neardup_pb2 as pb
 from service.client import lookup_request, query_message
-
-NUM_PROBES = 192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +55,7 @@ def write_corpus(folder: Path, num_images: int, num_queries: int, *, seed: int) 
     """A workspace in `folder` whose current generation has the corpus; with each query's largest cosine."""
     index, queries = folder / "index", held_out_queries(num_images, num_queries, seed=seed)
     with new_generation(index) as generation:
-        best = write_index(generation, num_images, queries, seed=seed, num_probes=NUM_PROBES)
+        best = write_index(generation, num_images, queries, seed=seed, num_probes=probes_for(num_images))
         generation_id = read_manifest(generation).generation_id
     promote(index, generation_id)
     requests = [lookup_request(query, k=K).SerializeToString() for query in queries]

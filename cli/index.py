@@ -64,7 +64,9 @@ def _store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     "--tables", type=click.IntRange(1, 256), help="Hash tables. More find more and take more bytes. [default: 16]"
 )
 @click.option(
-    "--probes", type=click.IntRange(1, 256), help="Buckets a lookup visits in each table, on average. [default: 12]"
+    "--probes",
+    type=click.IntRange(1, 256),
+    help="Buckets a lookup visits in each table, on average. [default: 12, more from a million images on]",
 )
 @click.option("--promote", "is_promoted", is_flag=True, help="Make the new generation the current one.")
 def build(
@@ -78,7 +80,7 @@ def build(
     is_promoted: bool,
 ) -> None:
     """Make a generation of the newest clusters, verify it, and put it beside the others."""
-    from batch_jobs.build_index import NUM_TABLES, PROBES_PER_TABLE, build_index, index_folder
+    from batch_jobs.build_index import NUM_TABLES, build_index, index_folder
     from batch_jobs.workspace import Workspace, required_folder
     from lsh.index.publishing import promote as promote_generation
 
@@ -91,7 +93,7 @@ def build(
             min_score=min_score,
             run_id=run_id,
             num_tables=tables or NUM_TABLES,
-            probes_per_table=probes or PROBES_PER_TABLE,
+            probes_per_table=probes,
         )
         if is_promoted:
             promote_generation(index_folder(opened.folder), manifest.generation_id, is_verified=True)

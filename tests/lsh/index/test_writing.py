@@ -9,8 +9,9 @@ import pytest
 
 from lsh.errors import ParameterError
 from lsh.index import layout, writing
-from lsh.index.layout import Parts, params_for
+from lsh.index.layout import Parts, params_for, probes_for
 from lsh.index.writing import GenerationSpec, GenerationWriter
+from lsh.probes import probe_plan
 from lsh.terms import TermParams
 from tests.lsh.index.conftest import Corpus, write_generation
 
@@ -103,6 +104,13 @@ def test_parameters_fit_the_corpus() -> None:
     bits = [params_for(num_docs, dim=256).bits_per_term for num_docs in (1, 1000, 10**5, 10**6, 10**7, 10**9)]
 
     assert bits == [15, 15, 16, 19, 22, 28]
+
+
+def test_probes_grow_with_the_corpus() -> None:
+    """From a million docs on, for the buckets are finer there; never fewer than 12 a table, never more than a plan takes."""
+    assert [probes_for(num_docs, num_tables=2) for num_docs in (1, 10**6, 10**7)] == [24, 24, 64]
+    for num_docs in (1, 10**6, 10**9, layout.MAX_DOCS):
+        probe_plan(params_for(num_docs, dim=256), probes_for(num_docs))
 
 
 def test_parts_cut_tables_into_ranges() -> None:
