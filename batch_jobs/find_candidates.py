@@ -117,7 +117,9 @@ def join_part(part: int, join: Join) -> pa.Table:
 def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:
     """The blocks of one part, one file at a time; none where no image has a term of it."""
     for file in sorted(Path(term_blocks, f"part={part}").glob("*.parquet")):
-        for block in pq.read_table(file, columns=["block"], partitioning=None)["block"]:
+        with pq.ParquetFile(file) as opened:
+            blocks = opened.read(columns=["block"], use_threads=False)["block"]
+        for block in blocks:
             yield memoryview(block.as_buffer())
 
 
