@@ -35,6 +35,9 @@ from lsh.framing import FrameBytes
 from lsh.sketches import WORDS_PER_SKETCH
 from lsh.sorting import starts_of_runs
 
+_DOCS_AT_ONCE = 65_536
+"""Whose sketches stay near a processor, 2 MiB of them; blocks of fewer docs are put together."""
+_MAX_PENDING = 16
 _ZERO, _ROW_BITS = np.uint64(0), np.uint64(32)
 
 
@@ -62,7 +65,7 @@ def new_candidates(
     added = decode_term_blocks(new)
     is_first = starts_of_runs(added.terms)
     terms = added.terms[is_first]
-    shared = list(_shared(known, terms, removed_docs))
+    shared = list(_coalesced(_shared(known, terms, removed_docs)))
     if not shared:
         return candidate_pairs(added, params)
     shared.append(_of_new(added, is_first))
@@ -243,25 +246,48 @@ def _of_new(added: TermPostings, is_first: NDArray[np.bool_]) -> _Shared:
     return _Shared(ends, added.doc_rows.astype(np.uint32), added.docs, added.sketches)
 
 
-def _joined(parts: Sequence[_Shared], terms: NDArray[np.uint64]) -> TermPostings:
-    """The postings of all parts; those of parts that follow one another are put in their places without sorting."""
-    docs, sketches, row_of = docs_once([part.docs for part in parts], [part.sketches for part in parts])
+def _coalesced(parts: Iterable[_Shared]) -> Iterator[_Shared]:
+    """The same postings with small blocks that follow one another, as those of nights, put together."""
+    pending: list[_Shared] = []
+    for part in parts:
+        num_docs = sum(one.docs.size for one in pending) + part.docs.size
+        if pending and (num_docs > _DOCS_AT_ONCE or pending[-1].docs[-1] >= part.docs[0]):
+            yield _as_one(pending)
+            pending = []
+        pending.append(part)
+        if len(pending) == _MAX_PENDING:
+            pending = [_as_one(pending)]
+    if pending:
+        yield _as_one(pending)
+
+
+def _as_one(parts: Sequence[_Shared]) -> _Shared:
+    """The postings of parts whose docs follow one another, put in their places without sorting."""
+    if len(parts) == 1:
+        return parts[0]
     counts = [np.diff(part.ends, prepend=0) for part in parts]
-    if row_of is not None:
-        return merged_postings(
-            [
-                checked_postings(np.repeat(terms, count), part.doc_rows.astype(np.int64), part.docs, part.sketches)
-                for count, part in zip(counts, parts, strict=True)
-            ]
-        )
-    totals = np.sum(counts, axis=0)
-    places = np.cumsum(totals) - totals
-    doc_rows = np.empty(int(totals.sum()), np.int64)
+    ends = np.cumsum(np.sum(counts, axis=0))
+    places = np.append(0, ends[:-1])
+    doc_rows = np.empty(int(ends[-1]), np.uint32)
     first_row = 0
     for count, part in zip(counts, parts, strict=True):
-        _put(count, part.doc_rows, first_row, places, doc_rows)
+        _put(count, part.doc_rows, np.uint32(first_row), places, doc_rows)
         first_row += part.docs.size
-    return checked_postings(np.repeat(terms, totals), doc_rows, docs, sketches)
+    docs, sketches, _ = docs_once([part.docs for part in parts], [part.sketches for part in parts])
+    return _Shared(ends, doc_rows, docs, sketches)
+
+
+def _joined(parts: Sequence[_Shared], terms: NDArray[np.uint64]) -> TermPostings:
+    """The postings of all parts, sorted only where their docs do not follow one another."""
+    _, _, row_of = docs_once([part.docs for part in parts], [part.sketches for part in parts])
+    if row_of is None:
+        return _postings(_as_one(parts), terms)
+    return merged_postings([_postings(part, terms) for part in parts])
+
+
+def _postings(part: _Shared, terms: NDArray[np.uint64]) -> TermPostings:
+    counts = np.diff(part.ends, prepend=0)
+    return checked_postings(np.repeat(terms, counts), part.doc_rows.astype(np.int64), part.docs, part.sketches)
 
 
 @njit(cache=True, nogil=True)
@@ -297,15 +323,15 @@ def _rows_of_terms(  # noqa: PLR0917 - numba kernels take their arrays one by on
 def _put(
     counts: NDArray[np.int64],
     doc_rows: NDArray[np.uint32],
-    first_row: int,
+    first_row: np.uint32,
     places: NDArray[np.int64],
-    joined: NDArray[np.int64],
+    joined: NDArray[np.uint32],
 ) -> None:
     """Puts the rows of each term, counted from `first_row`, into the next of its `places`, and moves that on."""
     i = 0
     for term in range(counts.size):
         for place in range(places[term], places[term] + counts[term]):
-            joined[place] = first_row + np.int64(doc_rows[i])
+            joined[place] = first_row + doc_rows[i]
             i += 1
         places[term] += counts[term]
 

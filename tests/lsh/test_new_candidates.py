@@ -102,6 +102,20 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_same(new_candidates(blocks, [new], params, removed_docs=none), expected)
 
 
+@pytest.mark.parametrize("docs_at_once", [1, 30, 1000])
+def test_blocks_that_are_put_together_do_not_change_the_answer(
+    docs_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of many small nights give what the slow twin gives, however many of them are put together."""
+    docs = np.arange(700, dtype=np.uint64)
+    blocks = [block_of(share, num_terms=40, seed=3) for share in np.array_split(docs[:600], 50)]
+    new = block_of(docs[600:], num_terms=40, seed=3)
+    params, none = CandidateParams(max_sketch_distance=80), np.empty(0, np.uint64)
+    monkeypatch.setattr(module, "_DOCS_AT_ONCE", docs_at_once)
+
+    assert_same(new_candidates(blocks, [new], params, removed_docs=none), twin(blocks, new, params, none, 600))
+
+
 def test_a_crowd_among_regular_buckets_is_cut() -> None:
     """Where some buckets are crowded and others are not, both have the pairs and counts of the slow twin."""
     rng = np.random.default_rng(5)
