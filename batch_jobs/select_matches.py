@@ -10,6 +10,7 @@ similarity and score are the overlap of their terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.make_terms import binary_values
 from batch_jobs.nights import read_columns
-from batch_jobs.session import ROWS_PER_GROUP
+from batch_jobs.session import ROWS_PER_GROUP, num_cores
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
 from embed.pair_scoring import PairScorer
@@ -212,9 +213,7 @@ def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
 
     def match(pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         docs = np.unique(pairs)
-        wanted = pyarrow.dataset.field("doc").isin(pa.array(docs))
-        table = read_columns(codes, ["doc", "code"], where=wanted).sort_by("doc")
-        rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, selection.dim)
+        rows = _codes_of_docs(codes, docs.astype(np.uint64), dim=selection.dim)
         left_rows, right_rows = np.searchsorted(docs, pairs[:, 0]), np.searchsorted(docs, pairs[:, 1])
         projected = selection.scorer.project(rows)
         similarities = pair_cosines(rows, rows, left_rows, right_rows)
@@ -260,6 +259,23 @@ def _codes_of(group: CodeGroup, first: int, stop: int, *, dim: int) -> tuple[NDA
         return docs, rows
     is_wanted = (docs >= np.uint64(first)) & (docs < np.uint64(stop))
     return docs[is_wanted], rows[is_wanted]
+
+
+def _codes_of_docs(codes: tuple[str, ...], docs: NDArray[np.uint64], *, dim: int) -> NDArray[np.int8]:
+    """The codes `(n, dim)` of some docs, ascending; what has any of them is read whole, so by several threads."""
+
+    def found_in(group: CodeGroup) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
+        group_docs, rows = _codes_of(group, group.first_doc, group.last_doc + 1, dim=dim)
+        is_wanted = np.isin(group_docs, docs)
+        return group_docs[is_wanted], rows[is_wanted]
+
+    bounds = [np.searchsorted(docs, [group.first_doc, group.last_doc + 1]) for group in code_groups(codes)]
+    groups = [group for group, (first, stop) in zip(code_groups(codes), bounds, strict=True) if first < stop]
+    with ThreadPoolExecutor(num_cores()) as pool:
+        parts = list(pool.map(found_in, groups))
+    order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+    found: NDArray[np.int8] = np.concatenate([part[1] for part in parts])[order]
+    return found
 
 
 def read_codes(

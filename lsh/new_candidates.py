@@ -72,7 +72,9 @@ def new_candidates(
     docs = np.concatenate([part.docs for part in shared])
     have_usual_sketches = all(part.sketches.shape[1] == WORDS_PER_SKETCH for part in shared)
     if have_usual_sketches and np.all(docs[1:] > docs[:-1]):
-        return _paired(_Buckets.of(shared, terms, docs), params)
+        buckets = _Buckets.of(shared, terms, docs)
+        del shared
+        return _paired(buckets, params)
     return candidate_pairs(_joined(shared, terms), params, first_new_doc=int(added.docs[0]))
 
 
