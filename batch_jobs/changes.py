@@ -55,8 +55,7 @@ def find_changes(
     """
     if listing["image_id"].null_count:
         raise SourceError("the source has rows without an image_id; every image needs one")
-    rows = pc.index_in(listing["image_id"], value_set=images["image_id"].combine_chunks())
-    rows = pc.fill_null(rows, -1).to_numpy().astype(np.int64)
+    rows = rows_of(listing["image_id"], images["image_id"])
     is_known = rows >= 0
     _require_unique(listing["image_id"], rows)
     docs = images["doc"].to_numpy()
@@ -82,6 +81,22 @@ def find_changes(
     return Changes(
         arrivals, np.flatnonzero(is_arrival), docs[is_gone], redone, docs.size - int(is_gone.sum()) - num_touched
     )
+
+
+def rows_of(image_ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The row of each id `among` distinct ones, -1 for one that is not there.
+
+    A table is made of the shorter side, as a night's additions mostly are.
+    """
+    if len(among) <= len(image_ids):
+        rows = pc.index_in(image_ids, value_set=among.combine_chunks())
+        return pc.fill_null(rows, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    distinct = pc.unique(image_ids)
+    number_of = pc.fill_null(pc.index_in(among, value_set=distinct), -1).to_numpy()
+    row_of = np.full(len(distinct) + 1, -1)
+    row_of[number_of] = np.arange(len(among))
+    row_of[-1] = -1
+    return row_of[pc.index_in(image_ids, value_set=distinct).to_numpy()]  # type: ignore[no-any-return]
 
 
 def _require_unique(image_ids: pa.ChunkedArray, rows: NDArray[np.int64]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from batch_jobs import schemas
 from batch_jobs.make_terms import binary_values
 
 COLUMNS = schemas.columns(schemas.CLUSTERS)
+ID_COLUMNS = ("image_id", "canonical_id")
 CSV_HEADER = ",".join(COLUMNS) + "\n"
 NEEDS_QUOTES = re.compile(rb'[",\r\n]')
 NEEDS_ESCAPES = re.compile(rb'[\x00-\x1f"\\]')
@@ -25,22 +26,29 @@ NEEDS_ESCAPES = re.compile(rb'[\x00-\x1f"\\]')
 
 def csv_lines(rows: pa.RecordBatch) -> pa.Array:
     """One line for each of the `CLUSTERS` rows."""
-    fields = _texts(rows, id_text=_csv_ids, true="True", false="False")
-    return pc.binary_join_element_wise(pc.binary_join_element_wise(*fields, ","), "\n", "")
+    texts = [*(_csv_ids(rows[name]) for name in ID_COLUMNS), *_other_texts(rows, true="True", false="False")]
+    return _joined(("", ",", ",", ",", ",", "\n"), texts)
 
 
 def json_lines(rows: pa.RecordBatch) -> pa.Array:
     """One line for each of the `CLUSTERS` rows."""
-    values = _texts(rows, id_text=_json_ids, true="true", false="false")
-    keys = [f'{opening}"{name}": ' for name, opening in zip(COLUMNS, "{" + " " * len(COLUMNS), strict=False)]
-    members = [pc.binary_join_element_wise(key, value, "") for key, value in zip(keys, values, strict=True)]
-    return pc.binary_join_element_wise(pc.binary_join_element_wise(*members, ","), "}\n", "")
+    others = _other_texts(rows, true="true", false="false")
+    keys = [f'{opening}"{name}": ' for name, opening in zip(COLUMNS, ("{", ", ", ", ", ", ", ", "), strict=True)]
+    if any(NEEDS_ESCAPES.search(binary_values(rows[name])) for name in ID_COLUMNS):
+        return _joined((*keys, "}\n"), [*(_json_ids(rows[name]) for name in ID_COLUMNS), *others])
+    image_key, canonical_key, score_key, *other_keys = keys
+    quoted = (image_key + '"', f'"{canonical_key}"', f'"{score_key}', *other_keys, "}\n")
+    return _joined(quoted, [*(rows[name] for name in ID_COLUMNS), *others])
 
 
-def _texts(rows: pa.RecordBatch, *, id_text: Callable[[pa.Array], pa.Array], true: str, false: str) -> list[pa.Array]:
+def _joined(constants: Sequence[str], texts: Sequence[pa.Array]) -> pa.Array:
+    """Lines of a constant, a text, a constant, and so on; in one pass, because there are many lines."""
+    between = [part for pair in zip(constants, texts, strict=False) for part in pair]
+    return pc.binary_join_element_wise(*between, constants[-1], "")
+
+
+def _other_texts(rows: pa.RecordBatch, *, true: str, false: str) -> list[pa.Array]:
     return [
-        id_text(rows["image_id"]),
-        id_text(rows["canonical_id"]),
         _score_texts(rows["score"]),
         pc.if_else(rows["is_canonical"], true, false),
         rows["size"].cast(pa.string()),
@@ -55,9 +63,7 @@ def _csv_ids(image_ids: pa.Array) -> pa.Array:
 
 
 def _json_ids(image_ids: pa.Array) -> pa.Array:
-    if NEEDS_ESCAPES.search(binary_values(image_ids)):
-        return pa.array([json.dumps(image_id, ensure_ascii=False) for image_id in image_ids.to_pylist()], pa.string())
-    return pc.binary_join_element_wise('"', image_ids, '"', "")
+    return pa.array([json.dumps(image_id, ensure_ascii=False) for image_id in image_ids.to_pylist()], pa.string())
 
 
 def _score_texts(scores: pa.Array) -> pa.Array:

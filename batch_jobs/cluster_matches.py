@@ -28,7 +28,7 @@ from batch_jobs.decisions import NO_DECISIONS, DecidedEdges, Decisions, DocDecis
 from batch_jobs.nights import Known, live_images, read_columns, read_docs
 from batch_jobs.select_matches import Match
 from batch_jobs.session import write_arrow
-from lsh.clusters import Clusters, greedy_cut, updated_cut
+from lsh.clusters import Clusters, greedy_cut, member_order, updated_cut
 
 STEP = "cluster"
 TABLES = ("clusters", "assignments", "crowd_edges")
@@ -261,8 +261,7 @@ def _clusters_table(members: Members, image_ids: pa.ChunkedArray) -> pa.Table:
     """`CLUSTERS` rows, ordered by size, then canonical doc, the canonical itself, score and doc."""
     size = np.bincount(members.canonical_docs)[members.canonical_docs].astype(np.int32)
     is_canonical = members.docs == members.canonical_docs
-    # Members stand by doc, and the sort keeps that order among equals.
-    order = np.lexsort((-members.scores, ~is_canonical, members.canonical_docs, -size))
+    order = member_order(members.canonical_docs, members.scores, members.docs)
     columns = [
         image_ids.take(pa.array(members.docs[order])),
         image_ids.take(pa.array(members.canonical_docs[order])),

@@ -19,9 +19,9 @@ from batch_jobs.errors import SourceError
 from batch_jobs.run_tables import Row, RunTables
 from batch_jobs.select_matches import term_overlap
 from lsh.blocks import TermPostings
-from lsh.candidates import WORDS_PER_SKETCH, candidate_pairs
+from lsh.candidates import candidate_pairs
 from lsh.codes import pair_cosines, quantize
-from lsh.sketches import hamming_distances, long_sketches
+from lsh.sketches import WORDS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.terms import TermHasher
 
 MOST_MATCHES = "of those that match one another it has the most matches"

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
-from lsh.blocks import encode_pair_block, join_term_blocks
-from lsh.candidates import CandidateParams, Candidates, candidate_pairs
+from lsh.blocks import encode_pair_block
+from lsh.candidates import CandidateParams, Candidates
+from lsh.new_candidates import new_candidates
 
 PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
 
@@ -38,7 +39,7 @@ _BYTES_PER_POSTING = 76
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Join:
-    """What is joined: the term blocks of new docs, from `first_new_doc` on, with one another and with known ones.
+    """What is joined: the term blocks of new docs with one another and with known ones.
 
     `removed_docs`, ascending, are left out of the known.
     """
@@ -46,7 +47,6 @@ class Join:
     new: str
     known: tuple[str, ...]
     removed_docs: NDArray[np.int64]
-    first_new_doc: int
     params: CandidateParams
     docs_per_range: int
 
@@ -94,11 +94,9 @@ def fitting_parts(num_docs: int, *, num_tables: int) -> int:
 def join_part(part: int, join: Join) -> pa.Table:
     """All term blocks of one part to `PAIR_BLOCKS` rows, one per range of left docs."""
     known = (block for table in join.known for block in read_blocks(table, part))
-    postings = join_term_blocks(
-        known, list(read_blocks(join.new, part)), removed_docs=join.removed_docs.astype(np.uint64)
+    found = new_candidates(
+        known, list(read_blocks(join.new, part)), join.params, removed_docs=join.removed_docs.astype(np.uint64)
     )
-    found = candidate_pairs(postings, join.params, first_new_doc=join.first_new_doc)
-    del postings
     # Pairs are sorted by their left doc, so each range is one slice.
     last_range = int(found.pairs[-1, 0]) // join.docs_per_range if len(found.pairs) else -1
     ranges = np.arange(last_range + 2)
@@ -119,7 +117,9 @@ def join_part(part: int, join: Join) -> pa.Table:
 def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:
     """The blocks of one part, one file at a time; none where no image has a term of it."""
     for file in sorted(Path(term_blocks, f"part={part}").glob("*.parquet")):
-        for block in pq.read_table(file, columns=["block"], partitioning=None)["block"]:
+        with pq.ParquetFile(file) as opened:
+            blocks = opened.read(columns=["block"], use_threads=False)["block"]
+        for block in blocks:
             yield memoryview(block.as_buffer())
 
 

@@ -22,9 +22,8 @@ from batch_jobs import schemas
 from batch_jobs.task_files import allow_open_files, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
-from lsh.candidates import WORDS_PER_SKETCH
 from lsh.codes import quantize
-from lsh.sketches import long_sketches
+from lsh.sketches import WORDS_PER_SKETCH, long_sketches
 from lsh.terms import TermHasher, TermParams
 
 HASHED_ARROW = schemas.arrow(schemas.HASHED)

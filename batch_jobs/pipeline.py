@@ -315,7 +315,6 @@ class Pipeline:
             new=hashed.table("term_blocks"),
             known=self.known.term_blocks,
             removed_docs=removed_contents(self.whole),
-            first_new_doc=self.known.next_doc,
             params=self.settings.candidates,
             docs_per_range=self._docs_per_range(),
         )

@@ -10,7 +10,9 @@ similarity and score are the overlap of their terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
 from batch_jobs.make_terms import binary_values
 from batch_jobs.nights import read_columns
-from batch_jobs.session import ROWS_PER_GROUP
+from batch_jobs.session import ROWS_PER_GROUP, num_cores
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
 from embed.pair_scoring import PairScorer
@@ -210,9 +213,7 @@ def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
 
     def match(pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         docs = np.unique(pairs)
-        wanted = pyarrow.dataset.field("doc").isin(pa.array(docs))
-        table = read_columns(codes, ["doc", "code"], where=wanted).sort_by("doc")
-        rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, selection.dim)
+        rows = _codes_of_docs(codes, docs.astype(np.uint64), dim=selection.dim)
         left_rows, right_rows = np.searchsorted(docs, pairs[:, 0]), np.searchsorted(docs, pairs[:, 1])
         projected = selection.scorer.project(rows)
         similarities = pair_cosines(rows, rows, left_rows, right_rows)
@@ -222,15 +223,73 @@ def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
     return match if selection.verified else None
 
 
+@dataclass(frozen=True, slots=True)
+class CodeGroup:
+    """A row group of a file of codes, and which docs it may have, both ends included."""
+
+    file: Path
+    number: int
+    first_doc: int
+    last_doc: int
+
+
+@lru_cache(maxsize=1)
+def code_groups(codes: tuple[str, ...]) -> tuple[CodeGroup, ...]:
+    """The row groups of all segments `codes`, which never change, by what their footers say."""
+    groups = []
+    for table in codes:
+        for file in sorted(Path(table).glob("*.parquet")):
+            metadata = pq.read_metadata(file)
+            place = metadata.schema.names.index("doc")
+            for number in range(metadata.num_row_groups):
+                if not metadata.row_group(number).num_rows:
+                    continue
+                bounds = metadata.row_group(number).column(place).statistics
+                groups.append(CodeGroup(file, number, bounds.min, bounds.max))
+    return tuple(groups)
+
+
+def _codes_of(group: CodeGroup, first: int, stop: int, *, dim: int) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
+    """The docs and codes of a row group that are in `first..stop - 1`; read whole, because a filter copies them."""
+    with pq.ParquetFile(group.file, memory_map=True) as file:
+        table = file.read_row_group(group.number, columns=["doc", "code"], use_threads=False)
+    docs = table["doc"].to_numpy().astype(np.uint64)
+    rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
+    if first <= group.first_doc and group.last_doc < stop:
+        return docs, rows
+    is_wanted = (docs >= np.uint64(first)) & (docs < np.uint64(stop))
+    return docs[is_wanted], rows[is_wanted]
+
+
+def _codes_of_docs(codes: tuple[str, ...], docs: NDArray[np.uint64], *, dim: int) -> NDArray[np.int8]:
+    """The codes `(n, dim)` of some docs, ascending; what has any of them is read whole, so by several threads."""
+
+    def found_in(group: CodeGroup) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
+        group_docs, rows = _codes_of(group, group.first_doc, group.last_doc + 1, dim=dim)
+        is_wanted = np.isin(group_docs, docs)
+        return group_docs[is_wanted], rows[is_wanted]
+
+    bounds = [np.searchsorted(docs, [group.first_doc, group.last_doc + 1]) for group in code_groups(codes)]
+    groups = [group for group, (first, stop) in zip(code_groups(codes), bounds, strict=True) if first < stop]
+    with ThreadPoolExecutor(num_cores()) as pool:
+        parts = list(pool.map(found_in, groups))
+    order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+    found: NDArray[np.int8] = np.concatenate([part[1] for part in parts])[order]
+    return found
+
+
 def read_codes(
     codes: tuple[str, ...], doc_range: int, *, dim: int, docs_per_range: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
     """The docs of a range that have a code in a segment of `codes`, ascending, and their `(n, dim)` int8 codes."""
-    doc = pyarrow.dataset.field("doc")
-    first = doc_range * docs_per_range
-    table = read_columns(codes, ["doc", "code"], where=(doc >= first) & (doc < first + docs_per_range))
-    docs = table["doc"].to_numpy().astype(np.uint64)
-    rows = np.frombuffer(binary_values(table["code"].combine_chunks()), np.int8).reshape(-1, dim)
+    first, stop = doc_range * docs_per_range, (doc_range + 1) * docs_per_range
+    groups = [group for group in code_groups(codes) if group.first_doc < stop and first <= group.last_doc]
+    parts = [_codes_of(group, first, stop, dim=dim) for group in groups]
+    if len(parts) == 1:
+        docs, rows = parts[0]
+    else:
+        docs = np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)])
+        rows = np.concatenate([np.empty((0, dim), np.int8), *(part[1] for part in parts)])
     if np.all(docs[1:] > docs[:-1]):
         return docs, rows
     order = np.argsort(docs, kind="stable")

@@ -326,4 +326,7 @@ def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -
 def write_arrow(table: pa.Table, path: Path) -> None:
     """Write a table that is already on the driver, in the same form."""
     path.mkdir()
-    pq.write_table(table, path / "part-00000.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP)
+    # Ids hardly repeat: a dictionary of them takes longer to make and more bytes than they do.
+    pq.write_table(
+        table, path / "part-00000.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP, use_dictionary=False
+    )

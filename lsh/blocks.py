@@ -9,7 +9,7 @@ Source of the idea: Gusev and Xu, arXiv 2209.08433, section 4 (inverted index of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     for counts, body in opened:
         part = _decoded(counts, body)
         if part.terms.size and int(part.terms[-1]).bit_length() + row_bits > _BITS_PER_WORD:
-            return _merged([_decoded(*one) for one in opened])
+            return merged_postings([_decoded(*one) for one in opened])
         packed = words[num_words : num_words + part.terms.size]
         np.left_shift(part.terms, np.uint64(row_bits), out=packed)
         packed |= part.doc_rows.view(np.uint64) + np.uint64(num_rows)
@@ -127,9 +127,9 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
         sketches.append(part.sketches)
         num_rows, num_words = num_rows + part.docs.size, num_words + part.terms.size
     if not opened:
-        return _merged([])
+        return merged_postings([])
     row_mask = np.uint64((1 << row_bits) - 1)
-    all_docs, all_sketches, row_of = _docs_once(docs, sketches)
+    all_docs, all_sketches, row_of = docs_once(docs, sketches)
     if row_of is not None:
         words = words & ~row_mask | row_of.view(np.uint64)[words & row_mask]
     words.sort()
@@ -140,81 +140,12 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     return TermPostings(words, doc_rows, all_docs, all_sketches)
 
 
-def join_term_blocks(
-    known: Iterable[FrameBytes], new: Sequence[FrameBytes], *, removed_docs: NDArray[np.uint64]
-) -> TermPostings:
-    """The postings of the `new` blocks, and those of `known` ones that share a term with them.
-
-    Known blocks are walked one at a time and not sorted again, so what no new doc shares costs its decoding alone.
-    Postings of `removed_docs` `(m,)`, ascending, are left out of the known blocks. Raises FormatError as
-    `decode_term_blocks` does.
-    """
-    added = decode_term_blocks(new)
-    is_first = starts_of_runs(added.terms)
-    terms = added.terms[is_first]
-    shared = [_restricted(block, terms, removed_docs) for block in known]
-    found = [part for part in shared if part.numbers.size]
-    if not found:
-        return added
-    return _joined([*found, _Shared(np.cumsum(is_first) - 1, added.doc_rows, added.docs, added.sketches)], terms)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
-    """Postings by the `numbers` `(m,)` of their terms among the wanted ones, else as in `TermPostings`."""
-
-    numbers: NDArray[np.int64]
-    doc_rows: NDArray[np.int64]
-    docs: NDArray[np.uint64]
-    sketches: NDArray[np.uint64]
-
-
-def _restricted(block: FrameBytes, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> _Shared:
-    """The postings of a block of `terms` `(m,)`, ascending and distinct, without those of `removed_docs`."""
-    docs, block_terms, rows, sketches = _columns(*TERM_BLOCK.unpack(block))
-    kept, numbers = _postings_of_terms(block_terms, terms)
-    rows = rows[kept]
-    _check_rows(rows, docs.size)
-    is_named = np.zeros(docs.size, dtype=np.bool_)
-    is_named[rows] = True
-    if removed_docs.size:
-        is_named &= ~_is_in_sorted(docs, removed_docs)
-        is_kept = is_named[rows]
-        numbers, rows = numbers[is_kept], rows[is_kept]
-    named, new_row = np.flatnonzero(is_named), np.cumsum(is_named) - 1
-    return _Shared(numbers, new_row[rows], docs[named], sketches[named])
-
-
-def _joined(parts: Sequence[_Shared], terms: NDArray[np.uint64]) -> TermPostings:
-    """The postings of all parts; those of parts that follow one another are put in their places without sorting."""
-    docs, sketches, row_of = _docs_once([part.docs for part in parts], [part.sketches for part in parts])
-    if row_of is not None:
-        return _merged(
-            [_checked_postings(terms[part.numbers], part.doc_rows, part.docs, part.sketches) for part in parts]
-        )
-    counts = np.sum([np.bincount(part.numbers, minlength=terms.size) for part in parts], axis=0)
-    places = np.cumsum(counts) - counts
-    doc_rows = np.empty(int(counts.sum()), np.int64)
-    first_row = 0
-    for part in parts:
-        _put(part.numbers, part.doc_rows, first_row, places, doc_rows)
-        first_row += part.docs.size
-    return _checked_postings(np.repeat(terms, counts), doc_rows, docs, sketches)
-
-
-def _is_in_sorted(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    if not among.size:
-        return np.zeros(values.size, dtype=np.bool_)
-    places = np.minimum(np.searchsorted(among, values), among.size - 1)
-    return among[places] == values  # type: ignore[no-any-return]
-
-
-def _merged(decoded: Sequence[TermPostings]) -> TermPostings:
+def merged_postings(decoded: Sequence[TermPostings]) -> TermPostings:
     """Postings of several blocks as one: distinct, sorted, with each doc once."""
     if not decoded:
         no_words = np.empty(0, dtype=np.uint64)
         return TermPostings(no_words, no_words.astype(np.int64), no_words, no_words.reshape(0, 1))
-    docs, sketches, row_of = _docs_once([part.docs for part in decoded], [part.sketches for part in decoded])
+    docs, sketches, row_of = docs_once([part.docs for part in decoded], [part.sketches for part in decoded])
     offsets = np.cumsum([0, *(part.docs.size for part in decoded[:-1])])
     rows = np.concatenate([part.doc_rows + offset for part, offset in zip(decoded, offsets, strict=True)])
     terms, doc_rows = sort_by_keys(
@@ -225,7 +156,7 @@ def _merged(decoded: Sequence[TermPostings]) -> TermPostings:
     return TermPostings(terms[is_new], doc_rows[is_new].astype(np.int64), docs, sketches)
 
 
-def _docs_once(
+def docs_once(
     docs: Sequence[NDArray[np.uint64]], sketches: Sequence[NDArray[np.uint64]]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64] | None]:
     """The distinct docs of one block or more, ascending, with their sketches, and the new row of each old one in turn.
@@ -331,24 +262,35 @@ def _encode_term_block(
 def _decoded(counts: tuple[int, ...], body: NDArray[np.uint8]) -> TermPostings:
     """The postings of a term block that `TERM_BLOCK` has unpacked."""
     docs, terms, rows, sketches = _columns(counts, body)
-    _check_rows(rows, docs.size)
-    return _checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
+    return checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
+
+
+def term_columns(
+    block: FrameBytes,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie.
+
+    Rows are rows of `docs`; whether the postings are sorted is not checked. Raises FormatError as `decode_term_blocks`.
+    """
+    return _columns(*TERM_BLOCK.unpack(block))
 
 
 def _columns(
     counts: tuple[int, ...], body: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie, unchecked."""
+    """As `term_columns`, of a block that `TERM_BLOCK` has unpacked."""
     num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
     if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
         raise FormatError(f"words_per_sketch={words_per_sketch} of a term block is out of range; the block is damaged")
     docs_data, terms_data, rows_data, sketches_data = TERM_BLOCK.split(
         body, [docs_bytes, terms_bytes, rows_bytes, 8 * words_per_sketch * num_docs]
     )
+    rows = decode(rows_data, num_postings)
+    _check_rows(rows, num_docs)
     return (
         decode_sorted(docs_data, num_docs),
         decode_sorted(terms_data, num_postings),
-        decode(rows_data, num_postings),
+        rows,
         np.frombuffer(sketches_data, dtype="<u8").reshape(num_docs, words_per_sketch),
     )
 
@@ -358,7 +300,7 @@ def _check_rows(rows: NDArray[np.uint64], num_docs: int) -> None:
         raise FormatError(f"a posting names doc row {int(rows.max())}, the term block has {num_docs} docs")
 
 
-def _checked_postings(
+def checked_postings(
     terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64]
 ) -> TermPostings:
     try:
@@ -410,37 +352,6 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
     for i in range(terms.size):
         partitions[i] = np.uint16(mix64(terms[i]) % np.uint64(num_partitions))
     return partitions
-
-
-@njit(cache=True, nogil=True)
-def _postings_of_terms(
-    terms: NDArray[np.uint64], wanted: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where `terms` `(m,)`, ascending, holds one of `wanted`, ascending and distinct; and which one."""
-    positions, numbers = np.empty(terms.size, np.int64), np.empty(terms.size, np.int64)
-    found = j = 0
-    for i in range(terms.size):
-        while j < wanted.size and wanted[j] < terms[i]:
-            j += 1
-        if j == wanted.size:
-            break
-        positions[found], numbers[found] = i, j
-        found += wanted[j] == terms[i]
-    return positions[:found].copy(), numbers[:found].copy()
-
-
-@njit(cache=True, nogil=True)
-def _put(
-    numbers: NDArray[np.int64],
-    doc_rows: NDArray[np.int64],
-    first_row: int,
-    places: NDArray[np.int64],
-    joined: NDArray[np.int64],
-) -> None:
-    """Puts each row, counted from `first_row`, into the next of the `places` of its term, and moves that on."""
-    for i in range(numbers.size):
-        joined[places[numbers[i]]] = first_row + doc_rows[i]
-        places[numbers[i]] += 1
 
 
 @njit(cache=True, nogil=True)

@@ -26,14 +26,21 @@ from numpy.typing import NDArray
 
 from lsh.bits import count_ones, mix64
 from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings
-from lsh.crowds import are_crowded, are_within, brute_force_heads, crowd_heads, doc_ranks, pair_with_heads
+from lsh.crowds import (
+    are_crowded,
+    are_within,
+    brute_force_heads,
+    crowd_heads,
+    doc_ranks,
+    gather_words,
+    pair_with_heads,
+)
 from lsh.errors import ParameterError
-from lsh.sketches import BITS_PER_SKETCH
+from lsh.sketches import BITS_PER_SKETCH, WORDS_PER_SKETCH
 from lsh.sorting import starts_of_runs
 
 MAX_DOCS_PER_PARTITION = 1 << 32
-WORDS_PER_SKETCH = 4
-_MIN_KEYS_PER_CHUNK = 1 << 22
+MIN_KEYS_PER_CHUNK = 1 << 22
 _STRETCH = np.uint64(32)
 _ZERO, _ONE, _TWO = np.uint64(0), np.uint64(1), np.uint64(2)
 _ROW_BITS = np.uint64(32)
@@ -109,18 +116,22 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
         starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
     )
     is_cut |= sizes > params.max_bucket_size
-    tally = _PairTally()
-    for keys in _regular_keys(postings, starts[~is_cut], sizes[~is_cut], params, first_new_row):
+    tally = PairTally()
+    for keys in regular_keys(
+        postings.doc_rows,
+        postings.sketches,
+        starts[~is_cut],
+        sizes[~is_cut],
+        params=params,
+        first_new_row=first_new_row,
+    ):
         tally.add(keys)
-    num_cut_pairs = 0
-    for start, end in zip(starts[is_cut].tolist(), ends[is_cut].tolist(), strict=True):
-        num_cut_pairs += _num_new_pairs(postings.doc_rows[start:end], first_new_row)
-        for keys, num_compared in _cut_keys(postings, (start, end), ranks, params, first_new_row):
-            tally.add(keys)
-            num_cut_pairs -= num_compared
+    num_cut_pairs = tally_cut(
+        tally, postings, (starts[is_cut], ends[is_cut]), ranks=ranks, params=params, first_new_row=first_new_row
+    )
     keys, shared_terms = tally.total()
     return Candidates(
-        pairs=_pairs_of(keys, postings.docs),
+        pairs=pairs_of(keys, postings.docs),
         shared_terms=shared_terms,
         num_buckets=num_buckets,
         largest_bucket=largest_bucket,
@@ -178,7 +189,29 @@ def _brute_force_cut(
     return set().union(*(_brute_force_cut(half, sketch_of, params, bits[1:]) for half in halves))
 
 
-class _PairTally:
+def tally_cut(
+    tally: PairTally,
+    postings: TermPostings,
+    bounds: tuple[NDArray[np.int64], NDArray[np.int64]],
+    *,
+    ranks: NDArray[np.uint64],
+    params: CandidateParams,
+    first_new_row: int,
+) -> int:
+    """Tally the pairs of the crowded or oversized buckets that start and end at `bounds`.
+
+    Returns how many pairs with a new doc were not compared there.
+    """
+    num_cut_pairs = 0
+    for start, end in zip(*(bound.tolist() for bound in bounds), strict=True):
+        num_cut_pairs += _num_new_pairs(postings.doc_rows[start:end], first_new_row)
+        for keys, num_compared in _cut_keys(postings, (start, end), ranks, params, first_new_row):
+            tally.add(keys)
+            num_cut_pairs -= num_compared
+    return num_cut_pairs
+
+
+class PairTally:
     """How often each pair occurred, a key being the left row above the right row.
 
     Sorted runs of about equal length are merged as they come, so a key is moved a logarithmic number of times.
@@ -205,10 +238,12 @@ class _PairTally:
         self._runs.append(_merged(*left, *right))
 
 
-def _regular_keys(
-    postings: TermPostings,
+def regular_keys(
+    doc_rows: NDArray[np.int64],
+    sketches: NDArray[np.uint64],
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
+    *,
     params: CandidateParams,
     first_new_row: int,
 ) -> Iterator[NDArray[np.uint64]]:
@@ -217,18 +252,18 @@ def _regular_keys(
         return
     most_pairs = int(sizes.max()) ** 2 // 2
     total_pairs = int((sizes * (sizes - 1) // 2).sum())
-    keys = np.empty(max(min(_MIN_KEYS_PER_CHUNK, total_pairs), most_pairs) + 1, dtype=np.uint64)
+    keys = np.empty(max(min(MIN_KEYS_PER_CHUNK, total_pairs), most_pairs) + 1, dtype=np.uint64)
     next_bucket = 0
     while next_bucket < sizes.size:
         next_bucket, num_keys = _pair_buckets(
             starts,
             sizes,
             next_bucket,
-            postings.doc_rows,
-            postings.sketches,
+            doc_rows,
+            sketches,
             params.max_sketch_distance,
             first_new_row,
-            _MIN_KEYS_PER_CHUNK,
+            MIN_KEYS_PER_CHUNK,
             keys,
         )
         yield keys[:num_keys]
@@ -252,7 +287,7 @@ def _cut_keys(
         heads = crowd_heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
         if heads.size:
             is_covered = np.empty(rows.size, np.bool_)
-            keys = np.empty(min(_MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
+            keys = np.empty(min(MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
             rows_per_chunk = keys.size // heads.size
             for first in range(0, rows.size, rows_per_chunk):
                 led, covers = rows[first : first + rows_per_chunk], is_covered[first : first + rows_per_chunk]
@@ -296,7 +331,7 @@ def _first_bit(term: int, postings: TermPostings) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _pairs_of(keys: NDArray[np.uint64], docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def pairs_of(keys: NDArray[np.uint64], docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The docs `(m, 2)` of keys."""
     pairs = np.empty((keys.size, 2), np.uint64)
     for i in range(keys.size):
@@ -353,10 +388,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
         if num_keys >= np.uint64(num_wanted) or num_keys + size * (size - _ONE) // _TWO >= np.uint64(keys.size):
             break
         rows = doc_rows[starts[next_bucket] : starts[next_bucket] + sizes[next_bucket]]
-        for i in range(size):
-            row = np.uint64(rows[i])
-            for word in range(np.uint64(sketches.shape[1])):
-                words[word, i] = sketches[row, word]
+        gather_words(rows, sketches, words)
         # From the right doc, which is new, all left ones are one stretch, however few are new.
         for j in range(np.uint64(np.searchsorted(rows, first_new_row)), size):
             if not _count_distances(words, j, limit, distances):

@@ -28,6 +28,8 @@ from lsh.errors import ParameterError
 MIN_COMMON = 32
 """Neighbours that two canonicals of one crowd share at least; edits of one photo are fewer."""
 
+_MAX_INSERTED = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
@@ -57,11 +59,12 @@ def greedy_cut(
     Then each other node joins the neighbouring canonical of highest score, on a tie that of lowest rank.
     Raises ParameterError for loops, repeated edges, NaN scores and nodes out of range.
     """
-    graph = _graph(num_nodes, lefts, rights, scores, quality_rank)
+    graph = _graph(num_nodes, *_checked(num_nodes, lefts, rights, scores, quality_rank))
     order = np.argsort(quality_rank, kind="stable")
     taken_by = _greedy_cut(graph.offsets, graph.neighbours, order)
     is_canonical = taken_by == np.arange(num_nodes)
-    canonical, score = _join_best(*graph.arrays, order, is_canonical, np.full(num_nodes, -1))
+    canonical, score = np.arange(num_nodes), np.ones(num_nodes, np.float32)
+    _join_best(*graph.arrays, order, is_canonical, np.flatnonzero(~is_canonical), canonical, score)
     rival_of = _rivals(graph.offsets, graph.neighbours, taken_by)
     return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, taken_by, rival_of))
 
@@ -83,27 +86,54 @@ def updated_cut(
     match it. Members without their canonical, then new nodes, join the canonical of highest score, on a tie that of
     lowest number; those that match none are cut among themselves by the rule of `greedy_cut`. Two old canonicals
     that match now (nobody but a decision by hand makes them) are cut by that rule as well.
-    Raises ParameterError as `greedy_cut` does.
+    Raises ParameterError as `greedy_cut` does; of repeated edges, for those of a node that has to find its place.
     """
-    graph = _graph(num_nodes, lefts, rights, scores, quality_rank)
+    lefts, rights, scores = _checked(num_nodes, lefts, rights, scores, quality_rank)
     if before.shape != (num_nodes,) or is_new.shape != (num_nodes,):
         raise ParameterError(f"before {before.shape} and is_new {is_new.shape} must be ({num_nodes},)")
     if before.size and not -1 <= int(before.min()) <= int(before.max()) < num_nodes:
         raise ParameterError(f"before holds {int(before.min())}..{int(before.max())}, out of range -1..{num_nodes - 1}")
-    nodes = np.arange(num_nodes)
-    was_canonical = (before == nodes) & ~is_new
-    is_canonical = np.zeros(num_nodes, dtype=np.bool_)
-    _cut_undecided(graph, was_canonical, quality_rank, is_canonical)
-    settled = np.where(is_new | was_canonical, -1, before)
-    settled[(settled >= 0) & ~is_canonical[settled]] = -1
-    settled = _still_matched(graph.offsets, graph.neighbours, settled)
-    is_left = ~is_new & ~was_canonical & (settled < 0)
+    was_canonical = (before == np.arange(num_nodes)) & ~is_new
+    is_canonical = was_canonical.copy()
+    clash = np.flatnonzero(was_canonical[lefts] & was_canonical[rights])
+    if clash.size:
+        is_canonical[:] = False
+        among = _graph(num_nodes, lefts[clash], rights[clash], scores[clash])
+        _cut_undecided(among, was_canonical, quality_rank, is_canonical)
+    wanted = np.where(is_new | was_canonical, -1, before)
+    wanted[(wanted >= 0) & ~is_canonical[wanted]] = -1
+    canonical, score = np.arange(num_nodes), np.ones(num_nodes, np.float32)
+    degrees = _settle(lefts, rights, scores, wanted, canonical, score)
+    is_open = ~is_canonical & (canonical == np.arange(num_nodes))
+    # Whoever stays needs no edge but that to its canonical, which leaves few of a night's edges.
+    is_kept = is_open[lefts] | is_open[rights]
+    graph = _graph(num_nodes, lefts[is_kept], rights[is_kept], scores[is_kept])
+    is_left = is_open & ~is_new & ~was_canonical
     _cut_undecided(graph, is_left, quality_rank, is_canonical)
     _cut_undecided(graph, is_new, quality_rank, is_canonical)
-    canonical, score = _join_best(*graph.arrays, nodes, is_canonical, settled)
+    choosing = np.flatnonzero(is_open & ~is_canonical)
+    _join_best(*graph.arrays, np.arange(num_nodes), is_canonical, choosing, canonical, score)
     is_heir = is_canonical & (is_left | is_new)
-    rival_of = _rivals_of_heirs(graph.offsets, graph.neighbours, canonical, is_heir, was_canonical)
+    rival_of = _rivals_of_heirs(graph.offsets, graph.neighbours, degrees, canonical, is_heir, was_canonical)
     return Clusters(canonical, score, _unmet(graph.offsets, graph.neighbours, canonical, rival_of))
+
+
+def member_order(
+    canonical: NDArray[np.int64], score: NDArray[np.float32], nodes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How to arrange the members of clusters: the largest cluster first, then by canonical, which is first itself.
+
+    `nodes` `(m,)`, ascending, have their `canonical` and `score` `(m,)`; members of one follow by score, then by node.
+    """
+    sizes = np.bincount(canonical)
+    canonicals = np.flatnonzero(sizes)
+    canonicals = canonicals[np.argsort(-sizes[canonicals], kind="stable")]
+    ends = np.cumsum(sizes[canonicals])
+    place_of = np.empty(sizes.size, np.int64)
+    place_of[canonicals] = ends - sizes[canonicals]
+    order = np.empty(nodes.size, np.int64)
+    _arrange(canonical, score, nodes, place_of, ends, order)
+    return order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,13 +149,13 @@ class _Graph:
         return self.offsets, self.neighbours, self.scores
 
 
-def _graph(
+def _checked(
     num_nodes: int,
     lefts: NDArray[np.int64],
     rights: NDArray[np.int64],
     scores: NDArray[np.float32],
     quality_rank: NDArray[np.int64],
-) -> _Graph:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     lefts, rights = checked_edges(num_nodes, lefts, rights)
     if scores.shape != lefts.shape or quality_rank.shape != (num_nodes,):
         raise ParameterError(
@@ -135,7 +165,11 @@ def _graph(
         raise ParameterError(f"score of edge {int(np.argmax(np.isnan(scores)))} is NaN; drop that match")
     if np.any(lefts == rights):
         raise ParameterError(f"node {lefts[lefts == rights][0]} is matched with itself; drop that match")
-    graph = _Graph(*_adjacency(num_nodes, lefts, rights, scores.astype(np.float32, copy=False)))
+    return lefts, rights, scores.astype(np.float32, copy=False)
+
+
+def _graph(num_nodes: int, lefts: NDArray[np.int64], rights: NDArray[np.int64], scores: NDArray[np.float32]) -> _Graph:
+    graph = _Graph(*_adjacency(num_nodes, lefts, rights, scores))
     repeated = int(_node_with_repeated_edge(graph.offsets, graph.neighbours))
     if repeated >= 0:
         raise ParameterError(f"node {repeated} has two edges to one neighbour; give each pair once")
@@ -273,15 +307,15 @@ def _rivals(
 
 
 @njit(cache=True, nogil=True)
-def _rivals_of_heirs(
+def _rivals_of_heirs(  # noqa: PLR0917 - numba kernels take their arrays one by one
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
+    degrees: NDArray[np.int64],
     canonical: NDArray[np.int64],
     is_heir: NDArray[np.bool_],
     was_canonical: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """For each heir the canonical of its neighbours in crowds, one of old before others, then the commonest, or -1."""
-    degrees = offsets[1:] - offsets[:-1]
     rival_of = np.full(canonical.size, -1)
     num_taken = np.zeros(canonical.size, np.int64)
     for node in np.flatnonzero(is_heir):
@@ -321,22 +355,20 @@ def _join_best(  # noqa: PLR0917 - numba kernels take their arrays one by one
     neighbour_scores: NDArray[np.float32],
     order: NDArray[np.int64],
     is_canonical: NDArray[np.bool_],
-    settled: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each node's best neighbouring canonical, or the one it has `settled` on, and its score with it.
+    nodes: NDArray[np.int64],
+    canonical: NDArray[np.int64],
+    score: NDArray[np.float32],
+) -> None:
+    """Fills in, for each of `nodes`, its best neighbouring canonical, of which it has one, and its score with it.
 
-    Every node that is no canonical has a neighbour that is one; -1 in `settled` leaves the choice. Ties go by `order`.
+    Ties go by `order`.
     """
     rank_of = np.empty(order.size, np.int64)
     rank_of[order] = np.arange(order.size)
-    canonical = np.arange(order.size)
-    score = np.ones(order.size, np.float32)
-    for node in range(order.size):
-        if is_canonical[node]:
-            continue
+    for node in nodes:
         best = -1
         for i in range(offsets[node], offsets[node + 1]):
-            if not is_canonical[neighbours[i]] or (settled[node] >= 0 and settled[node] != neighbours[i]):
+            if not is_canonical[neighbours[i]]:
                 continue
             is_better = best < 0 or neighbour_scores[i] > neighbour_scores[best]
             is_tie = best >= 0 and neighbour_scores[i] == neighbour_scores[best]
@@ -344,7 +376,64 @@ def _join_best(  # noqa: PLR0917 - numba kernels take their arrays one by one
                 best = i
         canonical[node] = neighbours[best]
         score[node] = neighbour_scores[best]
-    return canonical, score
+
+
+@njit(cache=True, nogil=True)
+def _arrange(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    canonical: NDArray[np.int64],
+    score: NDArray[np.float32],
+    nodes: NDArray[np.int64],
+    place_of: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    order: NDArray[np.int64],
+) -> None:
+    """Fills `order` cluster by cluster, from the `place_of` their canonicals; most clusters are too small to sort."""
+    for i in range(nodes.size):
+        if nodes[i] == canonical[i]:
+            order[place_of[canonical[i]]] = i
+    next_place = place_of + 1
+    for i in range(nodes.size):
+        if nodes[i] != canonical[i]:
+            order[next_place[canonical[i]]] = i
+            next_place[canonical[i]] += 1
+    first = 0
+    for end in ends:
+        members = order[first + 1 : end]
+        if members.size > _MAX_INSERTED:
+            members[:] = members[np.argsort(-score[members], kind="mergesort")]
+        else:
+            for i in range(1, members.size):
+                moved, j = members[i], i
+                while j and score[members[j - 1]] < score[moved]:
+                    members[j] = members[j - 1]
+                    j -= 1
+                members[j] = moved
+        first = end
+
+
+@njit(cache=True, nogil=True)
+def _settle(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    lefts: NDArray[np.int64],
+    rights: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    wanted: NDArray[np.int64],
+    canonical: NDArray[np.int64],
+    score: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Gives each node the canonical that it has `wanted`, and its score, where they still match; -1 wants none.
+
+    Returns how many edges each node has.
+    """
+    degrees = np.zeros(wanted.size, np.int64)
+    for i in range(lefts.size):
+        left, right = lefts[i], rights[i]
+        degrees[left] += 1
+        degrees[right] += 1
+        if wanted[left] == right:
+            canonical[left], score[left] = right, scores[i]
+        if wanted[right] == left:
+            canonical[right], score[right] = left, scores[i]
+    return degrees
 
 
 @njit(cache=True, nogil=True)
@@ -377,19 +466,6 @@ def _matches_any(
                 matches[node] = True
                 break
     return matches
-
-
-@njit(cache=True, nogil=True)
-def _still_matched(
-    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], settled: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """`settled` with -1 for nodes that do not neighbour what they settled on."""
-    kept = np.full(settled.size, -1)
-    for node in range(settled.size):
-        for neighbour in neighbours[offsets[node] : offsets[node + 1]]:
-            if neighbour == settled[node]:
-                kept[node] = settled[node]
-    return kept
 
 
 @njit(cache=True, nogil=True)

@@ -16,11 +16,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lsh.bits import count_ones, mix64
+from lsh.sketches import WORDS_PER_SKETCH
 
 MAX_HEADS = 8
 SAMPLE_PER_CROWD = 8
 UNCUT_PER_CROWD = 4
 _ROW_BITS = np.uint64(32)
+_ZERO = np.uint64(0)
+_MAX_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def outside_crowds(sketches: NDArray[np.uint64], *, radius: int, crowd_size: int) -> NDArray[np.bool_]:
@@ -83,9 +86,17 @@ def are_crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
     is_crowded = np.zeros(starts.size, np.bool_)
     for bucket in range(is_crowded.size):
         if ends[bucket] - starts[bucket] > UNCUT_PER_CROWD * crowd_size:
-            sample = _sample(doc_rows[starts[bucket] : ends[bucket]], ranks, SAMPLE_PER_CROWD * crowd_size)
-            is_crowded[bucket] = _near_candidates(sample, sketches, radius, crowd_size)[1].max() >= crowd_size
+            is_crowded[bucket] = is_crowd(doc_rows[starts[bucket] : ends[bucket]], ranks, sketches, radius, crowd_size)
     return is_crowded
+
+
+@njit(cache=True, nogil=True)
+def is_crowd(
+    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+) -> bool:
+    """Whether a bucket of more than `UNCUT_PER_CROWD * crowd_size` rows has a head."""
+    sample = sample_of(rows, ranks, SAMPLE_PER_CROWD * crowd_size, crowd_size)
+    return bool(_most_covered(sample, sketches, radius, crowd_size) >= crowd_size)
 
 
 @njit(cache=True, nogil=True)
@@ -97,7 +108,7 @@ def crowd_heads(
     num_heads = 0
     if rows.size <= UNCUT_PER_CROWD * crowd_size:
         return heads[:0]
-    sample = _sample(rows, ranks, SAMPLE_PER_CROWD * crowd_size)
+    sample = sample_of(rows, ranks, SAMPLE_PER_CROWD * crowd_size, crowd_size)
     is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
     while num_heads < MAX_HEADS and covered.max() >= crowd_size:
         head = np.argmax(10 * covered >= 9 * covered.max())
@@ -113,14 +124,98 @@ def crowd_heads(
 
 
 @njit(cache=True, nogil=True)
-def _sample(rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int) -> NDArray[np.int64]:
-    """The `num_sampled` rows of lowest rank, ascending by rank."""
+def sample_of(
+    rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int, num_ordered: int
+) -> NDArray[np.int64]:
+    """The `num_sampled` rows of lowest rank, the first `num_ordered` ascending by rank.
+
+    Ranks are uniform: few rows too many lie below a limit, and a rank tells almost where its row goes.
+    """
+    limit = _MAX_RANK
     if rows.size > 2 * num_sampled:
-        # Ranks are uniform: rows below the limit are seldom too few, and then all of them are sorted.
-        limit = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
-        lowest = rows[ranks[rows] < limit]
-        rows = lowest if lowest.size >= num_sampled else rows
-    return rows[np.argsort(ranks[rows])[:num_sampled]]
+        limit = _MAX_RANK // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
+    lowest, their_ranks = np.empty(rows.size, np.int64), np.empty(rows.size, np.uint64)
+    num_lowest = _ZERO
+    for i in range(np.uint64(rows.size)):
+        rank = ranks[rows[i]]
+        lowest[num_lowest], their_ranks[num_lowest] = rows[i], rank
+        num_lowest += np.uint64(rank <= limit)
+    if num_lowest < np.uint64(min(num_sampled, rows.size)):
+        return rows[np.argsort(ranks[rows])[:num_sampled]]
+    lowest, their_ranks = lowest[:num_lowest], their_ranks[:num_lowest]
+    bins, scale = np.empty(num_lowest, np.uint64), np.float64(num_lowest) / (np.float64(limit) + 1.0)
+    places = np.zeros(num_lowest + np.uint64(1), np.uint64)
+    for i in range(num_lowest):
+        bins[i] = min(np.uint64(np.float64(their_ranks[i]) * scale), num_lowest - np.uint64(1))
+        places[bins[i] + np.uint64(1)] += np.uint64(1)
+    for i in range(num_lowest):
+        places[i + np.uint64(1)] += places[i]
+    order = np.empty(num_lowest, np.uint64)
+    for i in range(num_lowest):
+        order[places[bins[i]]] = i
+        places[bins[i]] += np.uint64(1)
+    # Within a bin the order matters where the ordered ones end, and at the end of the sample.
+    _order_bins(order, bins, their_ranks, 0, min(num_ordered, lowest.size))
+    _order_bins(order, bins, their_ranks, min(num_sampled, lowest.size) - 1, min(num_sampled, lowest.size))
+    return lowest[order[:num_sampled]]
+
+
+@njit(cache=True, nogil=True)
+def _order_bins(
+    order: NDArray[np.uint64], bins: NDArray[np.uint64], ranks: NDArray[np.uint64], start: int, stop: int
+) -> None:
+    """Sorts all bins that `order[start:stop]`, ascending by bin, belongs to by rank."""
+    while start > 0 and bins[order[start - 1]] == bins[order[start]]:
+        start -= 1
+    while stop < order.size and bins[order[stop]] == bins[order[stop - 1]]:
+        stop += 1
+    for i in range(start + 1, stop):
+        moved, j = order[i], i
+        while j > start and ranks[order[j - 1]] > ranks[moved]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = moved
+
+
+@njit(cache=True, nogil=True)
+def gather_words(rows: NDArray[np.int64], sketches: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+    """Fills `words` `(words_per_sketch, n)`: a word of all rows lies together, for loops over many docs at once."""
+    if len(words) != WORDS_PER_SKETCH:
+        for i in range(np.uint64(rows.size)):
+            for word in range(np.uint64(len(words))):
+                words[word, i] = sketches[rows[i], word]
+        return
+    # Without an inner loop the processor waits for many rows at a time.
+    first, second, third, fourth = words[0], words[1], words[2], words[3]
+    for i in range(np.uint64(rows.size)):
+        row = np.uint64(rows[i])
+        first[i], second[i] = sketches[row, 0], sketches[row, 1]
+        third[i], fourth[i] = sketches[row, 2], sketches[row, 3]
+
+
+@njit(cache=True, nogil=True)
+def _most_covered(sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int) -> int:
+    """The most docs of `sample` that one of its first covers; as `_near_candidates`, without saying which."""
+    if sketches.shape[1] != WORDS_PER_SKETCH:
+        return int(_near_candidates(sample, sketches, radius, num_candidates)[1].max())
+    words = np.empty((sketches.shape[1], sample.size), np.uint64)
+    gather_words(sample, sketches, words)
+    first, second, third, fourth = words[0], words[1], words[2], words[3]
+    limit, most = np.uint64(radius), np.uint64(0)
+    for i in range(np.uint64(num_candidates)):
+        a, b, c, d = first[i], second[i], third[i], fourth[i]
+        num_near = np.uint64(0)
+        # Positions are unsigned for the compiler, too.
+        for j in range(np.uint64(sample.size)):
+            distance = (
+                count_ones(a ^ first[j])
+                + count_ones(b ^ second[j])
+                + count_ones(c ^ third[j])
+                + count_ones(d ^ fourth[j])
+            )
+            num_near += np.uint64(distance <= limit)
+        most = max(most, num_near)
+    return int(most)
 
 
 @njit(cache=True, nogil=True)
@@ -129,11 +224,8 @@ def _near_candidates(
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
     num_sampled, limit = np.uint64(sample.size), np.uint64(radius)
-    # A word of all docs lies together and positions are unsigned, so that the compiler makes vectors of the loops.
     words = np.empty((sketches.shape[1], sample.size), np.uint64)
-    for j in range(num_sampled):
-        for word in range(np.uint64(sketches.shape[1])):
-            words[word, j] = sketches[sample[j], word]
+    gather_words(sample, sketches, words)
     is_near = np.empty((num_candidates, sample.size), np.bool_)
     covered = np.zeros(num_candidates, np.int64)
     distances = np.empty(sample.size, np.uint64)

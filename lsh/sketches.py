@@ -19,6 +19,7 @@ from lsh.errors import ParameterError
 from lsh.rotations import LANES, checked_embeddings, load_lanes, rotate_lanes, rotated_dim, rotation_signs
 
 BITS_PER_SKETCH = 64
+WORDS_PER_SKETCH = 4
 _SKETCHES_STREAM = 2
 
 

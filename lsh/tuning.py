@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
-from lsh.candidates import WORDS_PER_SKETCH, CandidateParams, candidate_pairs
+from lsh.candidates import CandidateParams, candidate_pairs
 from lsh.codes import pair_cosines, quantize
 from lsh.crowds import MAX_HEADS, outside_crowds
 from lsh.errors import ParameterError
 from lsh.near_pairs import NearPairs, near_pairs
 from lsh.plans import MAX_TABLES, MIN_TABLES, Plan, Prediction, TuningTarget, UnitCosts
 from lsh.rotations import checked_embeddings
-from lsh.sketches import BITS_PER_SKETCH, hamming_distances, long_sketches
+from lsh.sketches import BITS_PER_SKETCH, WORDS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.sorting import starts_of_runs
 from lsh.terms import TermHasher, TermParams
 

@@ -6,8 +6,10 @@ from collections.abc import Collection
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batch_jobs.changes import Changes, find_changes
+from batch_jobs.changes import Changes, find_changes, rows_of
 from batch_jobs.errors import SourceError
 
 
@@ -93,3 +95,12 @@ def test_rows_without_an_id_are_refused() -> None:
     listing = pa.table({"image_id": pa.array([None], pa.string()), "uri": pa.nulls(1, pa.string()), "state": [1]})
     with pytest.raises(SourceError, match="without an image_id"):
         find_changes(listing, listing)
+
+
+@given(st.lists(st.sampled_from("abcdefgh")), st.sets(st.sampled_from("abcdefgh")))
+def test_rows_are_found_from_either_side(listed: list[str], known: set[str]) -> None:
+    """Each id has its row among the known, however many there are of either."""
+    among = sorted(known)
+    found = rows_of(pa.chunked_array([listed], pa.string()), pa.chunked_array([among], pa.string()))
+
+    assert found.tolist() == [among.index(image_id) if image_id in known else -1 for image_id in listed]

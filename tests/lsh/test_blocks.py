@@ -19,7 +19,6 @@ from lsh.blocks import (
     decode_term_blocks,
     encode_pair_block,
     encode_term_blocks,
-    join_term_blocks,
     partition_of,
 )
 from lsh.errors import FormatError, ParameterError
@@ -295,26 +294,3 @@ def test_postings_are_validated(terms: list[int], rows: list[int], docs: list[in
     """Postings of unequal length, out of order or of rows out of range raise ParameterError."""
     with pytest.raises(ParameterError):
         TermPostings(words(terms), np.array(rows), words(docs), words([0]))
-
-
-@given(signatures, st.integers(0, 300), st.integers(1, 3), st.sets(st.integers(0, 300)))
-def test_joined_blocks_hold_the_terms_of_the_new(
-    terms_of: dict[int, tuple[int, int, int]], first_new: int, num_known_blocks: int, removed: set[int]
-) -> None:
-    """Every posting of a term that a new doc has, and no other; removed docs are left out of the known."""
-    known = {doc: terms for doc, terms in terms_of.items() if doc < first_new}
-    new = {doc: terms for doc, terms in terms_of.items() if doc >= first_new}
-    known_blocks = [
-        blocks_of(dict(list(known.items())[number::num_known_blocks]), num_partitions=1)[0]
-        for number in range(num_known_blocks)
-    ]
-    removed &= known.keys()
-    postings = join_term_blocks(
-        iter(known_blocks), blocks_of(new, num_partitions=1), removed_docs=words(sorted(removed))
-    )
-    new_terms = {term for terms in new.values() for term in terms}
-    expected = {(term, doc) for doc, terms in terms_of.items() if doc not in removed for term in terms}
-
-    assert postings_of(postings) == sorted((term, doc) for term, doc in expected if term in new_terms)
-    assert set(postings.docs.tolist()) >= new.keys()
-    assert postings.sketches.tolist() == [sketch_of(doc) for doc in postings.docs.tolist()]

@@ -120,7 +120,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     postings = make_postings(terms, rng.integers(0, 2**64, 400, dtype=np.uint64))
     params = CandidateParams(max_bucket_size=130, crowd_size=12, max_sketch_distance=30)
     expected = candidate_pairs(postings, params)
-    monkeypatch.setattr(candidates_module, "_MIN_KEYS_PER_CHUNK", 50)
+    monkeypatch.setattr(candidates_module, "MIN_KEYS_PER_CHUNK", 50)
 
     assert expected.num_cut_buckets > 0
     assert expected.num_buckets > expected.num_cut_buckets

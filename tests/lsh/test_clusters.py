@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsh.clusters import MIN_COMMON, Clusters, greedy_cut, updated_cut
+from lsh.clusters import MIN_COMMON, Clusters, greedy_cut, member_order, updated_cut
 from lsh.components import connected_components
 from lsh.errors import ParameterError
 
@@ -302,3 +302,18 @@ def test_an_update_names_new_nodes_that_missed_the_canonical_of_their_crowd(num_
 
     assert found.unmet.tolist() == ([[0, node] for node in nodes] if num_new >= MIN_COMMON else [])
     assert found.canonical.tolist() == [0, 0, *nodes]
+
+
+@given(st.integers(0, 300), st.integers(1, 4), st.integers(0, 2**32))
+def test_members_are_arranged_by_cluster(num_nodes: int, num_clusters: int, seed: int) -> None:
+    """By size, canonical, the canonical itself, score and node, in clusters of a few and of many."""
+    rng = np.random.default_rng(seed)
+    canonicals = np.sort(rng.choice(max(num_nodes, 1), min(num_clusters, num_nodes), replace=False))
+    nodes = np.arange(num_nodes)
+    canonical = rng.choice(canonicals, num_nodes) if num_nodes else nodes
+    canonical[canonicals] = canonicals
+    score = rng.choice(np.array([0.5, 0.75, 1.0], np.float32), num_nodes)
+    size = np.bincount(canonical)[canonical] if num_nodes else nodes
+    expected = np.lexsort((nodes, -score, nodes != canonical, canonical, -size))
+
+    assert member_order(canonical, score, nodes).tolist() == expected.tolist()

@@ -1,0 +1,39 @@
+"""Rules of the samples in which crowds are looked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsh.crowds import are_crowded, crowd_heads, doc_ranks, sample_of
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32), st.booleans())
+def test_a_sample_has_the_lowest_ranks(
+    num_rows: int, num_sampled: int, num_ordered: int, seed: int, are_uniform: bool
+) -> None:
+    """The sample is that of a full sort by rank, its first rows in that order, for ranks of any distribution."""
+    ranks = np.random.default_rng(seed).permutation(5000).astype(np.uint64)
+    ranks = doc_ranks(ranks) if are_uniform else ranks
+    rows = np.sort(np.random.default_rng(seed + 1).choice(5000, num_rows, replace=False))
+    expected = rows[np.argsort(ranks[rows])[:num_sampled]]
+    sample = sample_of(rows, ranks, num_sampled, num_ordered)
+
+    assert sample[:num_ordered].tolist() == expected[:num_ordered].tolist()
+    assert sorted(sample.tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("num_words", [1, 2, 4, 5])
+@pytest.mark.parametrize("num_near", [31, 32])
+def test_a_bucket_is_crowded_where_it_has_a_head(num_words: int, num_near: int) -> None:
+    """For sketches of any length, from exactly `crowd_size` near docs on."""
+    sketches = np.random.default_rng(2).integers(0, 2**64, (200, num_words), dtype=np.uint64)
+    ranks = doc_ranks(np.arange(200, dtype=np.uint64))
+    sketches[np.argsort(ranks)[:num_near]] = 0
+    rows = np.arange(200)
+    is_crowded = are_crowded(np.array([0]), np.array([200]), rows, ranks, sketches, 3, 32)
+
+    assert is_crowded.tolist() == [num_near == 32]
+    assert bool(crowd_heads(rows, ranks, sketches, 3, 32).size) == is_crowded[0]

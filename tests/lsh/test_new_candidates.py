@@ -1,0 +1,190 @@
+"""Rules of the candidates of new docs with known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lsh import new_candidates as module
+from lsh.blocks import TERM_BLOCK, TermPostings, encode_term_blocks
+from lsh.candidates import CandidateParams, Candidates, candidate_pairs
+from lsh.errors import FormatError
+from lsh.new_candidates import join_term_blocks, new_candidates
+from lsh.variable_byte import encode, encode_sorted
+
+RANDOM_PARAMS = st.builds(
+    CandidateParams,
+    max_bucket_size=st.integers(3, 30),
+    crowd_size=st.integers(1, 3),
+    max_sketch_distance=st.sampled_from([0, 20, 80, 128, 256]),
+)
+
+
+def words(values: Sequence[int]) -> NDArray[np.uint64]:
+    return np.array(values, dtype=np.uint64)
+
+
+def block_of(docs: NDArray[np.uint64], *, num_terms: int, seed: int, num_words: int = 4) -> bytes:
+    """A block of docs with three terms each, whose sketches are of a few kinds; a doc is the same in every block."""
+    kinds = np.random.default_rng(seed).integers(0, 2**64, (5, num_words), dtype=np.uint64)
+    rngs = [np.random.default_rng([seed, int(doc)]) for doc in docs]
+    terms = np.array([rng.integers(0, num_terms, 3) for rng in rngs]).astype(np.uint64).reshape(-1, 3)
+    sketches = np.array([rng.choice(kinds) ^ (np.uint64(1) << rng.integers(0, 64, dtype=np.uint64)) for rng in rngs])
+    return encode_term_blocks(terms, docs, sketches.astype(np.uint64).reshape(-1, num_words), num_partitions=1)[0]
+
+
+def twin(
+    known: list[bytes], new: bytes, params: CandidateParams, removed: NDArray[np.uint64], first: int
+) -> Candidates:
+    return candidate_pairs(join_term_blocks(known, [new], removed_docs=removed), params, first_new_doc=first)
+
+
+def assert_same(actual: Candidates, expected: Candidates) -> None:
+    np.testing.assert_array_equal(actual.pairs, expected.pairs)
+    np.testing.assert_array_equal(actual.shared_terms, expected.shared_terms)
+    for name in ("num_buckets", "largest_bucket", "num_cut_buckets", "num_cut_pairs"):
+        assert getattr(actual, name) == getattr(expected, name), name
+
+
+@given(
+    st.integers(0, 80),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(1, 25),
+    st.sampled_from([1, 4]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    RANDOM_PARAMS,
+)
+def test_candidates_of_new_docs_equal_those_of_all_buckets(  # noqa: PLR0917 - hypothesis gives them in this order
+    num_known: int,
+    num_new: int,
+    num_blocks: int,
+    num_terms: int,
+    num_words: int,
+    are_mixed: bool,
+    seed: int,
+    params: CandidateParams,
+) -> None:
+    """Pairs, shared terms and every count equal the slow twin's, in whatever blocks the known docs lie."""
+    rng = np.random.default_rng(seed)
+    docs = np.cumsum(rng.integers(1, 4, num_known + num_new)).astype(np.uint64)
+    known = docs[:num_known]
+    shares = (
+        [known[start::num_blocks] for start in range(num_blocks)] if are_mixed else np.array_split(known, num_blocks)
+    )
+    blocks = [block_of(share, num_terms=num_terms, seed=seed, num_words=num_words) for share in shares]
+    new = block_of(docs[num_known:], num_terms=num_terms, seed=seed, num_words=num_words)
+    removed = known[rng.random(num_known) < 0.2]
+
+    assert_same(
+        new_candidates(iter(blocks), [new], params, removed_docs=removed),
+        twin(blocks, new, params, removed, int(docs[num_known])),
+    )
+
+
+def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tallying after every few buckets gives what tallying once gives."""
+    docs = np.arange(600, dtype=np.uint64)
+    blocks = [block_of(share, num_terms=40, seed=3) for share in np.array_split(docs[:500], 3)]
+    new = block_of(docs[500:], num_terms=40, seed=3)
+    params = CandidateParams(max_sketch_distance=80)
+    none = np.empty(0, np.uint64)
+    expected = twin(blocks, new, params, none, 500)
+    monkeypatch.setattr(module, "MIN_KEYS_PER_CHUNK", 50)
+
+    assert len(expected.pairs) > 500
+    assert_same(new_candidates(blocks, [new], params, removed_docs=none), expected)
+
+
+@pytest.mark.parametrize("docs_at_once", [1, 30, 1000])
+def test_blocks_that_are_put_together_do_not_change_the_answer(
+    docs_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of many small nights give what the slow twin gives, however many of them are put together."""
+    docs = np.arange(700, dtype=np.uint64)
+    blocks = [block_of(share, num_terms=40, seed=3) for share in np.array_split(docs[:600], 50)]
+    new = block_of(docs[600:], num_terms=40, seed=3)
+    params, none = CandidateParams(max_sketch_distance=80), np.empty(0, np.uint64)
+    monkeypatch.setattr(module, "_DOCS_AT_ONCE", docs_at_once)
+
+    assert_same(new_candidates(blocks, [new], params, removed_docs=none), twin(blocks, new, params, none, 600))
+
+
+def test_a_crowd_among_regular_buckets_is_cut() -> None:
+    """Where some buckets are crowded and others are not, both have the pairs and counts of the slow twin."""
+    rng = np.random.default_rng(5)
+    docs = np.arange(3000, dtype=np.uint64)
+    terms = rng.integers(0, 200, (3000, 3), dtype=np.uint64)
+    sketches = rng.integers(0, 2**64, (3000, 4), dtype=np.uint64)
+    terms[::3, 0], sketches[::3] = 7, sketches[0]
+    blocks = [
+        encode_term_blocks(terms[rows], docs[rows], sketches[rows], num_partitions=1)[0]
+        for rows in np.split(np.arange(3000), [1300, 2500])
+    ]
+    params, none = CandidateParams(), np.empty(0, np.uint64)
+    found = new_candidates(blocks[:2], blocks[2:], params, removed_docs=none)
+
+    assert 0 < found.num_cut_buckets < found.num_buckets
+    assert_same(found, twin(blocks[:2], blocks[2], params, none, 2500))
+
+
+def test_new_docs_that_share_no_term_meet_one_another() -> None:
+    """Known blocks without a term of the new ones change nothing."""
+    none = np.empty(0, np.uint64)
+    terms, sketches = np.array([[1], [2], [2]], np.uint64), np.zeros((3, 4), np.uint64)
+    known = encode_term_blocks(terms[:1], words([0]), sketches[:1], num_partitions=1)
+    new = encode_term_blocks(terms[1:], words([4, 6]), sketches[1:], num_partitions=1)
+
+    assert new_candidates(known, new, CandidateParams(), removed_docs=none).pairs.tolist() == [[4, 6]]
+
+
+@pytest.mark.parametrize("rows", [[1, 0], [1, 1]])
+def test_postings_out_of_order_are_refused(rows: list[int]) -> None:
+    """A known block whose rows do not ascend within a term raises FormatError."""
+    sections = [encode_sorted(words([1, 2])), encode_sorted(words([5, 5])), encode(words(rows))]
+    counts = [2, 2, *(section.size for section in sections), 4]
+    damaged = TERM_BLOCK.pack(counts, [*sections, np.zeros((2, 4), "<u8")])
+    new = encode_term_blocks(words([5]).reshape(1, 1), words([9]), np.zeros((1, 4), np.uint64), num_partitions=1)
+
+    with pytest.raises(FormatError, match="not ascending"):
+        new_candidates([damaged], new, CandidateParams(), removed_docs=np.empty(0, np.uint64))
+
+
+def test_blocks_of_other_runs_are_refused() -> None:
+    """Known blocks whose sketches have another length raise FormatError."""
+    terms, none = words([5]).reshape(1, 1), np.empty(0, np.uint64)
+    known = encode_term_blocks(terms, words([1]), np.zeros((1, 2), np.uint64), num_partitions=1)
+    new = encode_term_blocks(terms, words([9]), np.zeros((1, 4), np.uint64), num_partitions=1)
+
+    with pytest.raises(FormatError, match="different runs"):
+        new_candidates(known, new, CandidateParams(), removed_docs=none)
+
+
+def postings_of(postings: TermPostings) -> list[tuple[int, int]]:
+    return list(zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True))
+
+
+@given(st.sets(st.integers(0, 300), max_size=25), st.integers(0, 300), st.integers(1, 3), st.sets(st.integers(0, 300)))
+def test_joined_blocks_hold_the_terms_of_the_new(
+    docs: set[int], first_new: int, num_known_blocks: int, removed: set[int]
+) -> None:
+    """Every posting of a term that a new doc has, and no other; removed docs are left out of the known."""
+    known, new = sorted(doc for doc in docs if doc < first_new), sorted(doc for doc in docs if doc >= first_new)
+    removed &= set(known)
+    known_blocks = [
+        block_of(words(known[start::num_known_blocks]), num_terms=9, seed=1) for start in range(num_known_blocks)
+    ]
+    new_block = block_of(words(new), num_terms=9, seed=1)
+    joined = join_term_blocks(iter(known_blocks), [new_block], removed_docs=words(sorted(removed)))
+    whole = block_of(words(sorted(docs)), num_terms=9, seed=1)
+    everything = postings_of(join_term_blocks([], [whole], removed_docs=words([])))
+    new_terms = {term for term, doc in everything if doc in new}
+
+    assert postings_of(joined) == [(term, doc) for term, doc in everything if term in new_terms and doc not in removed]
+    assert set(joined.docs.tolist()) >= set(new)
