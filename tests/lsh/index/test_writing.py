@@ -107,7 +107,7 @@ def test_parameters_fit_the_corpus() -> None:
 
 
 def test_probes_grow_with_the_corpus() -> None:
-    """From a million docs on, for the buckets are finer there; never fewer than 12 a table, never more than a plan takes."""
+    """From a million docs on, where buckets are finer; never fewer than 12 a table, never more than a plan takes."""
     assert [probes_for(num_docs, num_tables=2) for num_docs in (1, 10**6, 10**7)] == [24, 24, 64]
     for num_docs in (1, 10**6, 10**9, layout.MAX_DOCS):
         probe_plan(params_for(num_docs, dim=256), probes_for(num_docs))
