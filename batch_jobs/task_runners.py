@@ -22,8 +22,8 @@ from batch_jobs.task_files import ASIDE
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-MAX_DRIVER_DOCS = 65_536
-"""New docs up to which a step is small: those of one block of terms."""
+MAX_DRIVER_DOCS = 1 << 18
+"""New docs up to which a step is small: one that Spark's start would make three times as long, in a gigabyte or so."""
 
 Work = Callable[[int], pa.Table]
 """What a task does, by its number; what it returns is small and goes to the driver."""
