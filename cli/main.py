@@ -33,6 +33,7 @@ COMMANDS = {
     "label-pairs": ("cli.label_pairs", "Label candidate pairs by geometry."),
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
+    "train-head": ("cli.train_head", "Train an embedder's last layer alone."),
     "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
     "runs": ("cli.runs", "Look at runs, compare, resume and clean up."),
     "cluster": ("cli.cluster", "Look at a cluster; split or merge by hand."),

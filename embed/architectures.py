@@ -16,6 +16,7 @@ import numpy as np
 from embed.keras_backend import keras, layers, ops
 
 VGG_COPY_BLOCKS: Final = ((24, 24), (48, 48), (96, 96, 96), (192, 192, 192), (320, 320))
+GEM_P: Final = 3.0
 IMAGENET_BGR_MEAN: Final = (103.939, 116.779, 123.68)
 
 
@@ -23,7 +24,7 @@ IMAGENET_BGR_MEAN: Final = (103.939, 116.779, 123.68)
 class GeneralizedMeanPooling(layers.Layer):
     """GeM: the `p`-norm mean over all positions, `(n, h, w, c)` -> `(n, c)` float32."""
 
-    def __init__(self, p: float = 3.0, **kwargs: Any) -> None:
+    def __init__(self, p: float = GEM_P, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.p = p
 
@@ -37,7 +38,7 @@ class GeneralizedMeanPooling(layers.Layer):
         return {"name": self.name, "p": self.p}
 
 
-def vgg_copy(*, size: int, dim: int, gem_p: float = 3.0, dtype: str = "float32") -> keras.Model:
+def vgg_copy(*, size: int, dim: int, gem_p: float = GEM_P, dtype: str = "float32") -> keras.Model:
     """The slim VGG trained for copy detection: 3x3 stacks, batch norm, GeM, projection, unit length.
 
     `dtype` is the Keras dtype policy of the convolutions (`float32`, `mixed_bfloat16`); the head stays float32.
@@ -68,7 +69,7 @@ def vgg16_backbone(*, size: int, dtype: str = "float32") -> keras.Model:
         keras.config.set_dtype_policy(policy)
 
 
-def vgg16(backbone: keras.Model, *, gem_p: float = 3.0) -> keras.Model:
+def vgg16(backbone: keras.Model, *, gem_p: float = GEM_P) -> keras.Model:
     """`backbone` with its input in Caffe's order and range (BGR, ImageNet's mean removed), GeM and unit length."""
     images = layers.Input(backbone.input_shape[1:], dtype="float32", name="images")
     x = ops.flip(images, axis=-1) - ops.convert_to_tensor(IMAGENET_BGR_MEAN, "float32")

@@ -55,3 +55,18 @@ def threshold_loss(first: Tensor, second: Tensor) -> Tensor:
     above = ops.sum(is_false * ops.softplus((similarity - THRESHOLD) / THRESHOLD_WIDTH), axis=1)
     below = ops.softplus((THRESHOLD - ops.sum(first * second, axis=1)) / THRESHOLD_WIDTH)
     return ops.mean(below) + ops.mean(above)
+
+
+def edited_threshold_loss(
+    edited: Tensor, plain: Tensor, *, threshold: float, width: float, false_weight: float
+) -> Tensor:
+    """Scalar logistic loss of `(n, dim)` edited unit rows against plain ones, row `i` of each from the same photo.
+
+    As `threshold_loss`, but only edited rows are compared with plain ones, and false pairs weigh `false_weight` times
+    as much as true ones: summed over a batch of thousands they would push everything apart.
+    """
+    similarity = ops.matmul(edited, ops.transpose(plain))
+    is_false = 1.0 - ops.eye(ops.shape(edited)[0])
+    above = ops.sum(is_false * ops.softplus((similarity - threshold) / width), axis=1)
+    below = ops.softplus((threshold - ops.sum(edited * plain, axis=1)) / width)
+    return ops.mean(below) + false_weight * ops.mean(above)

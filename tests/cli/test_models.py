@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import models, train_embedder
+from cli import models, train_embedder, train_head
 from cli.exit_codes import ExitCode
 from embed.calibration.calibration import Calibration, Promise
 from embed.embedder_dir import create_embedder_dir, describe_embedder, extend_embedder_dir
@@ -244,7 +244,11 @@ def test_a_prefix_of_two_digests_is_ambiguous(tmp_path: Path, tracking_uri: str)
 
 def test_an_address_that_is_no_store_is_a_usage_error(tmp_path: Path) -> None:
     """It is refused by every command that takes it, before a training and not after it."""
-    for command, *arguments in ((models.command, "list"), (train_embedder.command, str(tmp_path), "--output", "out")):
+    for command, *arguments in (
+        (models.command, "list"),
+        (train_embedder.command, str(tmp_path), "--output", "out"),
+        (train_head.command, str(tmp_path), "--start-from", str(tmp_path), "--output", "out"),
+    ):
         result = CliRunner().invoke(command, arguments, env={"NEARDUP_TRACKING_URI": "mlruns"})
         assert result.exit_code == ExitCode.USAGE
         assert "'mlruns' is no tracking store" in result.output

@@ -98,3 +98,20 @@ def test_threshold_loss_asks_for_one_threshold_for_all_photos() -> None:
     separated = float(threshold_loss(at(0, 60, 120), at(5, 65, 125)))
 
     assert ranked > 10 * separated
+
+
+def test_edited_threshold_loss_equals_its_numpy_twin() -> None:
+    """Each edited row is compared with its own plain row and, at `false_weight`, with every other one."""
+    from embed.training.loss import edited_threshold_loss
+
+    edited, plain = unit_rows(5, 8, 0), unit_rows(5, 8, 1)
+    expected = 0.0
+    for i in range(5):
+        for j in range(5):
+            cosine = float(edited[i] @ plain[j])
+            expected += math.log1p(math.exp((0.3 - cosine) / 0.2)) if i == j else 0.0
+            expected += 0.25 * math.log1p(math.exp((cosine - 0.3) / 0.2)) if i != j else 0.0
+
+    loss = float(edited_threshold_loss(edited, plain, threshold=0.3, width=0.2, false_weight=0.25))
+
+    assert loss == pytest.approx(expected / 5, rel=1e-4)
