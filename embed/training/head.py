@@ -148,7 +148,7 @@ def train_head(
             size=first.size,
             dim=first.dim,
             whitening=principal_rotation(rows),
-            min_score=first.min_score,
+            min_score=settings.threshold,
         )
     parameters = dataclasses.asdict(settings) | {"trained": "head", "num_photos": len(pixels)}
     record(
