@@ -39,6 +39,13 @@ edited photos and their originals lie above one cosine, and all other pairs belo
     show_default=True,
     help="The cosine that parts true pairs from false ones.",
 )
+@click.option(
+    "--share",
+    type=click.FloatRange(0.0, 1.0),
+    default=1.0,
+    show_default=True,
+    help="How far to go from the old layer to the trained one; less is safer for photos unlike PHOTOS.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @tracking_uri_option
 def command(*, photos: Path, start_from: Path, output: Path, tracking_uri: str, **settings: Any) -> None:

@@ -39,6 +39,7 @@ _RANGES: Final = {
     "threshold": (-1.0, 1.0),
     "threshold_width": (1e-3, 1.0),
     "false_weight": (0.0, 100.0),
+    "share": (0.0, 1.0),
     "seed": (0, 2**31 - 1),
 }
 
@@ -48,7 +49,8 @@ class HeadSettings:
     """Everything that decides the head, besides photos and embedder; raises TrainingError out of range.
 
     `threshold`, `threshold_width` and `false_weight` are those of `edited_threshold_loss`. The threshold belongs near
-    the cosine at which the embedder is used.
+    the cosine at which the embedder is used. The head written lies `share` of the way from the first one to the trained
+    one: less gain on photos like these, less loss on others (Wortsman et al., arXiv 2109.01903).
     """
 
     source_size: int = 144
@@ -58,6 +60,7 @@ class HeadSettings:
     threshold: float = 0.87
     threshold_width: float = 0.02
     false_weight: float = 0.25
+    share: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,7 +137,11 @@ def train_head(
         ],
         axis=1,
     )
+    before = linear.get_weights()
     final_loss = _fit(pairs, linear, settings, verbose)
+    linear.set_weights(
+        [old + settings.share * (new - old) for old, new in zip(before, linear.get_weights(), strict=True)]
+    )
     _put_back(network, linear)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -132,3 +132,13 @@ def test_an_output_that_exists_is_refused(tmp_path: Path, photos: Path, first: E
     """No embedder is overwritten."""
     with pytest.raises(TrainingError, match="already exists"):
         trained(photos, first, tmp_path)
+
+
+def test_a_share_lies_between_both_heads(tmp_path: Path, photos: Path, first: EmbedderSpec) -> None:
+    """Half of the way is the mean of the head it started from and the one trained."""
+    none, half, whole = (
+        weights(trained(photos, first, tmp_path / f"{share}", share=share)) for share in (0.0, 0.5, 1.0)
+    )
+
+    for name, mean in half.items():
+        np.testing.assert_allclose(mean, (none[name] + whole[name]) / 2, atol=1e-4)
