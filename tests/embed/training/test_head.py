@@ -140,5 +140,5 @@ def test_a_share_lies_between_both_heads(tmp_path: Path, photos: Path, first: Em
         weights(trained(photos, first, tmp_path / f"{share}", share=share)) for share in (0.0, 0.5, 1.0)
     )
 
-    for name, mean in half.items():
-        np.testing.assert_allclose(mean, (none[name] + whole[name]) / 2, atol=1e-4)
+    for start, mean, end in zip(none.values(), half.values(), whole.values(), strict=True):
+        np.testing.assert_allclose(mean, (start + end) / 2, atol=1e-4)
