@@ -34,7 +34,7 @@ edited photos and their originals lie above one cosine, and all other pairs belo
 @click.option("--learning-rate", type=click.FloatRange(1e-8, 1.0), default=5e-4, show_default=True)
 @click.option(
     "--threshold",
-    type=click.FloatRange(-1.0, 1.0),
+    type=click.FloatRange(0.0, 1.0),
     default=0.87,
     show_default=True,
     help="The cosine that parts true pairs from false ones.",

@@ -36,7 +36,7 @@ _RANGES: Final = {
     "epochs": (1, 99_999),
     "batch_size": (2, 65_536),
     "learning_rate": (1e-8, 1.0),
-    "threshold": (-1.0, 1.0),
+    "threshold": (0.0, 1.0),
     "threshold_width": (1e-3, 1.0),
     "false_weight": (0.0, 100.0),
     "share": (0.0, 1.0),
@@ -49,8 +49,9 @@ class HeadSettings:
     """Everything that decides the head, besides photos and embedder; raises TrainingError out of range.
 
     `threshold`, `threshold_width` and `false_weight` are those of `edited_threshold_loss`. The threshold belongs near
-    the cosine at which the embedder is used. The head written lies `share` of the way from the first one to the trained
-    one: less gain on photos like these, less loss on others (Wortsman et al., arXiv 2109.01903).
+    the cosine at which the embedder is used; it is the least score of the one written until that is calibrated. The
+    head written lies `share` of the way from the first one to the trained one: less gain on photos like these, less
+    loss on others (Wortsman et al., arXiv 2109.01903).
     """
 
     source_size: int = 144

@@ -116,7 +116,7 @@ def test_settings_out_of_range_are_refused() -> None:
     """The error says which setting, its value and its range."""
     from embed.training.head import HeadSettings
 
-    with pytest.raises(TrainingError, match=r"threshold=1\.5 is out of range -1\.0\.\.1\.0"):
+    with pytest.raises(TrainingError, match=r"threshold=1\.5 is out of range 0\.0\.\.1\.0"):
         HeadSettings(threshold=1.5)
 
 
@@ -142,3 +142,10 @@ def test_a_share_lies_between_both_heads(tmp_path: Path, photos: Path, first: Em
 
     for start, mean, end in zip(none.values(), half.values(), whole.values(), strict=True):
         np.testing.assert_allclose(mean, (start + end) / 2, atol=1e-4)
+
+
+def test_the_threshold_is_the_least_score_until_it_is_calibrated(
+    tmp_path: Path, photos: Path, first: EmbedderSpec
+) -> None:
+    """Cosines move, so the least score of the embedder it started from would mean something else."""
+    assert trained(photos, first, tmp_path / "second", epochs=1, threshold=0.7).min_score == 0.7
