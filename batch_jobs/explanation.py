@@ -228,7 +228,7 @@ def _candidates(tables: RunTables, buckets: TermPostings, doc: int) -> dict[int,
 
     By the very kernel of the step, on these buckets alone: what is cut in an oversized one is cut here.
     """
-    found = candidate_pairs(buckets, tables.candidate_params)
+    found = candidate_pairs(buckets, tables.candidate_params, leaders=tables.leaders)
     is_own = np.any(found.pairs == np.uint64(doc), axis=1)
     lefts, rights = found.pairs[is_own].T
     others = np.where(lefts == np.uint64(doc), rights, lefts).astype(np.int64)

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
-from lsh.blocks import encode_pair_block
-from lsh.candidates import CandidateParams, Candidates
+from lsh.blocks import decode_term_blocks, encode_pair_block
+from lsh.candidates import CandidateParams, Candidates, candidate_pairs
+from lsh.crowds import Leaders
 from lsh.new_candidates import new_candidates
 
 PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
@@ -41,12 +42,14 @@ _BYTES_PER_POSTING = 76
 class Join:
     """What is joined: the term blocks of new docs with one another and with known ones.
 
-    `removed_docs`, ascending, are left out of the known.
+    `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known: a night's new
+    docs have others than all docs would.
     """
 
     new: str
     known: tuple[str, ...]
     removed_docs: NDArray[np.int64]
+    leaders: Leaders
     params: CandidateParams
     docs_per_range: int
 
@@ -93,10 +96,7 @@ def fitting_parts(num_docs: int, *, num_tables: int) -> int:
 
 def join_part(part: int, join: Join) -> pa.Table:
     """All term blocks of one part to `PAIR_BLOCKS` rows, one per range of left docs."""
-    known = (block for table in join.known for block in read_blocks(table, part))
-    found = new_candidates(
-        known, list(read_blocks(join.new, part)), join.params, removed_docs=join.removed_docs.astype(np.uint64)
-    )
+    found = _found_in(part, join)
     # Pairs are sorted by their left doc, so each range is one slice.
     last_range = int(found.pairs[-1, 0]) // join.docs_per_range if len(found.pairs) else -1
     ranges = np.arange(last_range + 2)
@@ -112,6 +112,14 @@ def join_part(part: int, join: Join) -> pa.Table:
         if start < end
     ]
     return pa.Table.from_pylist([{"part": part, **_counts(found)}, *rows], schema=PAIR_BLOCKS_ARROW)
+
+
+def _found_in(part: int, join: Join) -> Candidates:
+    new = list(read_blocks(join.new, part))
+    if not join.known:
+        return candidate_pairs(decode_term_blocks(new), join.params, leaders=join.leaders)
+    known = (block for table in join.known for block in read_blocks(table, part))
+    return new_candidates(known, new, join.params, removed_docs=join.removed_docs.astype(np.uint64))
 
 
 def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:

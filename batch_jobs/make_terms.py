@@ -2,7 +2,8 @@
 
 A map task hashes its embeddings and packs its (term, doc) pairs into one binary block per reduce partition, so a few
 blobs move instead of one row per term. A part is a folder into which each task writes a file of its own, so whoever
-joins a part, this night or a later one, reads its folder and nothing is shuffled.
+joins a part, this night or a later one, reads its folder and nothing is shuffled. Of the huge crowds among the
+embeddings the driver chooses leaders, from a sample of sketches that the tasks return.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from batch_jobs.task_files import allow_open_files, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
 from lsh.codes import quantize
+from lsh.crowds import Leaders, are_sampled, choose_leaders
 from lsh.sketches import WORDS_PER_SKETCH, long_sketches
 from lsh.terms import TermHasher, TermParams
 
 HASHED_ARROW = schemas.arrow(schemas.HASHED)
 BLOCKS_ARROW = schemas.arrow(schemas.BLOCKS)
 CODES_ARROW = schemas.arrow(schemas.CODES)
+SKETCHES_ARROW = schemas.arrow(schemas.SKETCHES)
 
 STEP = "terms"
-TABLES = ("term_blocks", "codes")
+TABLES = ("term_blocks", "codes", "leaders")
 DOCS_PER_BLOCK = 65_536
 MAX_TASKS = 512
 """Each task writes a file into every part: more docs than it takes are in larger tasks, not in more files."""
@@ -44,18 +47,32 @@ RowGroup = tuple[str, int]
 def make_terms(
     runner: TaskRunner, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
 ) -> Mapping[str, Any]:
-    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, and `codes`."""
-    shares = row_group_shares(embeddings)
+    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, `codes` and `leaders`."""
+    shares, num_docs = row_group_shares(embeddings)
     make_folders(folder, num_parts=num_partitions)
 
     def hash_share(number: int) -> pa.Table:
         allow_open_files(num_partitions)
-        rows = hash_batches(read_row_groups(shares[number]), params=params, num_parts=num_partitions)
-        write_hashed(rows, folder, number=number)
-        return schemas.arrow(schemas.PARTS).empty_table()
+        batches = read_row_groups(shares[number])
+        rows = hash_batches(batches, params=params, num_parts=num_partitions, num_docs=num_docs)
+        return write_hashed(rows, folder, number=number)
 
-    runner.run(len(shares), hash_share, returns=schemas.PARTS, folder=folder)
+    sampled = runner.run(len(shares), hash_share, returns=schemas.SKETCHES, folder=folder)
+    leaders = choose_leaders(*_sketches(sampled))
+    columns = [pa.array(leaders.docs.astype(np.int64)), binary_rows(leaders.sketches)]
+    pq.write_table(pa.table(columns, schema=SKETCHES_ARROW), folder / "leaders" / "part-00000.parquet")
     return {"num_parts": num_partitions}
+
+
+def read_leaders(table: str) -> Leaders:
+    """The `leaders` of this step."""
+    return Leaders(*_sketches(pq.read_table(table, schema=SKETCHES_ARROW)))
+
+
+def _sketches(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The docs `(n,)` and sketches `(n, WORDS_PER_SKETCH)` of a `SKETCHES` table."""
+    rows = np.frombuffer(binary_values(table["sketch"].combine_chunks()), "<u8").reshape(-1, WORDS_PER_SKETCH)
+    return table["doc"].to_numpy().astype(np.uint64), rows
 
 
 def make_folders(folder: Path, *, num_parts: int) -> None:
@@ -63,16 +80,21 @@ def make_folders(folder: Path, *, num_parts: int) -> None:
     for part in range(num_parts):
         (folder / "term_blocks" / f"part={part}").mkdir(parents=True)
     (folder / "codes").mkdir()
+    (folder / "leaders").mkdir()
 
 
-def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -> None:
-    """`HASHED` rows to file `number` of the codes and of each part that they have blocks for."""
+def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -> pa.Table:
+    """`HASHED` rows to file `number` of the codes and of each part that they have blocks for; returns the sketches."""
     name = f"part-{number:05d}.parquet"
+    sketches = []
     with ExitStack() as files:
         codes = files.enter_context(parquet_file(folder / "codes" / name, CODES_ARROW, compression="none"))
         parts: dict[int, pq.ParquetWriter] = {}
         for batch in rows:
-            if batch["block"].null_count:
+            if not batch["sketch"].null_count:
+                sketches.append(batch.select(["doc", "sketch"]))
+                continue
+            if not batch["code"].null_count:
                 codes.write_batch(batch.select(["doc", "code"]))
                 continue
             for row, part in enumerate(batch["part"].to_pylist()):
@@ -81,26 +103,31 @@ def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -
                     parts[part] = files.enter_context(parquet_file(path, BLOCKS_ARROW, compression="none"))
                 # A row group for each block: none is held back until there are more.
                 parts[part].write_batch(batch.select(["block"]).slice(row, 1))
+    return pa.Table.from_batches(sketches, SKETCHES_ARROW)
 
 
-def row_group_shares(embeddings: str) -> list[list[RowGroup]]:
-    """The row groups of the embeddings, in order, cut where there are docs enough for a task; one task at least."""
+def row_group_shares(embeddings: str) -> tuple[list[list[RowGroup]], int]:
+    """The row groups of the embeddings, in order, cut where there are docs enough for a task, and the number of docs.
+
+    There is one task at least.
+    """
     groups = [
         ((str(path), number), metadata.row_group(number).num_rows)
         for path in sorted(Path(embeddings).glob("*.parquet"))
         for metadata in [pq.read_metadata(path)]
         for number in range(metadata.num_row_groups)
     ]
-    docs_per_share = max(DOCS_PER_BLOCK, -(-sum(num_rows for _, num_rows in groups) // MAX_TASKS))
+    num_docs = sum(num_rows for _, num_rows in groups)
+    docs_per_share = max(DOCS_PER_BLOCK, -(-num_docs // MAX_TASKS))
     shares: list[list[RowGroup]] = [[]]
-    num_docs = 0
+    docs_in_last = 0
     for group, num_rows in groups:
-        if num_docs >= docs_per_share:
+        if docs_in_last >= docs_per_share:
             shares.append([])
-            num_docs = 0
+            docs_in_last = 0
         shares[-1].append(group)
-        num_docs += num_rows
-    return shares
+        docs_in_last += num_rows
+    return shares, num_docs
 
 
 def read_row_groups(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
@@ -112,18 +139,21 @@ def read_row_groups(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
             )
 
 
-def hash_batches(batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int) -> Iterator[pa.RecordBatch]:
-    """Embedding rows to `HASHED` rows: the codes of each batch, then the term blocks of up to `DOCS_PER_BLOCK` docs."""
+def hash_batches(
+    batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int, num_docs: int
+) -> Iterator[pa.RecordBatch]:
+    """Embedding rows to `HASHED` rows: term blocks, codes and sampled sketches of up to `DOCS_PER_BLOCK` docs at once.
+
+    `num_docs` are all that the step hashes, here and elsewhere; they decide which of them are sampled.
+    """
     hasher = hasher_once(params)
     for docs, embeddings in _gathered(batches, dim=params.dim):
-        blocks = encode_term_blocks(
-            hasher.terms(embeddings),
-            docs,
-            long_sketches(embeddings, num_words=WORDS_PER_SKETCH, seed=params.seed),
-            num_partitions=num_parts,
-        )
+        sketches = long_sketches(embeddings, num_words=WORDS_PER_SKETCH, seed=params.seed)
+        blocks = encode_term_blocks(hasher.terms(embeddings), docs, sketches, num_partitions=num_parts)
         yield _hashed_rows(part=pa.array(range(num_parts), pa.int32()), block=pa.array(blocks, pa.binary()))
         yield _hashed_rows(doc=pa.array(docs.astype(np.int64)), code=binary_rows(quantize(embeddings)))
+        sampled = are_sampled(docs, num_docs=num_docs)
+        yield _hashed_rows(doc=pa.array(docs[sampled].astype(np.int64)), sketch=binary_rows(sketches[sampled]))
 
 
 @lru_cache(maxsize=1)

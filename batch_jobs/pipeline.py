@@ -306,7 +306,7 @@ class Pipeline:
                 num_partitions=self.known.num_parts or self.num_partitions,
             )
 
-        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part"}
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part, with leaders"}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def find_candidates(self) -> StepOutput:
@@ -315,6 +315,7 @@ class Pipeline:
             new=hashed.table("term_blocks"),
             known=self.known.term_blocks,
             removed_docs=removed_contents(self.whole),
+            leaders=make_terms.read_leaders(hashed.table("leaders")),
             params=self.settings.candidates,
             docs_per_range=self._docs_per_range(),
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.find_candidates import read_blocks
-from batch_jobs.make_terms import binary_values, embedding_rows
+from batch_jobs.make_terms import binary_values, embedding_rows, read_leaders
 from batch_jobs.nights import Known, Night, known_of, live_images, read_night
 from batch_jobs.run_records import NIGHTLY, RunRecord
 from batch_jobs.schemas import CATALOGUE, columns
@@ -26,6 +26,7 @@ from batch_jobs.workspace import read_json
 from embed.pair_scoring import PairScorer, read_pair_scorer
 from lsh.blocks import TermPostings, decode_term_blocks, partition_of
 from lsh.candidates import CandidateParams
+from lsh.crowds import NO_LEADERS, Leaders
 from lsh.errors import ParameterError
 from lsh.terms import TermParams
 
@@ -136,6 +137,12 @@ class RunTables:
     def candidate_params(self) -> CandidateParams:
         decided = self.night.settings if self.night else self._inputs("candidates")
         return CandidateParams(**decided["candidates"])
+
+    @property
+    def leaders(self) -> Leaders:
+        """What led the crowds of the first images; the nights after them have no leaders."""
+        table = Path(self.whole.term_blocks[0]).parent / "leaders"
+        return read_leaders(str(table)) if table.is_dir() else NO_LEADERS
 
     @property
     def selection(self) -> Mapping[str, Any]:

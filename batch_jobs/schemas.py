@@ -46,10 +46,12 @@ CODES = "doc long, code binary"
 BLOCKS = "block binary"
 """Blocks of `lsh.blocks.encode_term_blocks` of one reduce partition; each part is a folder `part=<part>`."""
 
-PARTS = "part int"
+SKETCHES = "doc long, sketch binary"
+"""`sketch`: `words_per_sketch` little-endian uint64."""
 
-HASHED = "part int, block binary, doc long, code binary"
-"""What a map task of `make_terms` makes: term blocks and codes, told apart by the nulls of the others."""
+HASHED = "part int, block binary, doc long, code binary, sketch binary"
+"""What a map task of `make_terms` makes: term blocks, codes and the sketches of a sample, told apart by the nulls of
+the others."""
 
 PAIR_BLOCKS = (
     "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batch_jobs.make_terms import (
@@ -49,14 +50,14 @@ def test_batches_become_blocks_and_codes_of_the_same_docs() -> None:
         pa.record_batch({"doc": docs[rows], "embedding": binary_rows(np.ascontiguousarray(ROWS[rows]))})
         for rows in (slice(0, 4), slice(4, 9))
     ]
-    table = pa.Table.from_batches(list(hash_batches(iter(batches), params=params, num_parts=2)))
+    table = pa.Table.from_batches(list(hash_batches(iter(batches), params=params, num_parts=2, num_docs=9)))
     blocks = [block for block in table["block"].to_pylist() if block is not None]
     postings = decode_term_blocks(blocks)
     terms = TermHasher(params).terms(ROWS)
     expected = sorted((term, doc) for doc, row in zip(docs.tolist(), terms.tolist(), strict=True) for term in row)
 
     assert list(zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True)) == expected
-    assert [doc for doc in table["doc"].to_pylist() if doc is not None] == sorted(docs.tolist())
+    assert table.filter(pc.is_valid(table["code"]))["doc"].to_pylist() == sorted(docs.tolist())
 
 
 def write_embeddings(folder: Path, *, rows_of_files: list[int], row_group_size: int) -> Path:
@@ -76,16 +77,19 @@ def test_tasks_take_whole_row_groups_in_order(tmp_path: Path) -> None:
     folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[rows, 3], row_group_size=DOCS_PER_BLOCK // 2)
     names = [str(folder / f"part-{number}.parquet") for number in range(2)]
 
-    assert row_group_shares(str(folder)) == [[(names[0], 0), (names[0], 1)], [(names[0], 2), (names[1], 0)]]
+    shares, num_docs = row_group_shares(str(folder))
+
+    assert shares == [[(names[0], 0), (names[0], 1)], [(names[0], 2), (names[1], 0)]]
+    assert num_docs == rows + 3
 
 
 def test_no_embeddings_are_one_share(tmp_path: Path) -> None:
     """The codes are a table, whose columns can be read, even where every image was rejected."""
     folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[0], row_group_size=1)
     make_folders(tmp_path, num_parts=2)
-    (share,) = row_group_shares(str(folder))
+    (share,), _ = row_group_shares(str(folder))
     params = TermParams(num_tables=3, dim=4, num_polytopes=1, polytope_dim=4)
-    write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2), tmp_path, number=0)
+    write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2, num_docs=9), tmp_path, number=0)
 
     assert pq.read_table(tmp_path / "codes").column_names == ["doc", "code"]
     assert list((tmp_path / "term_blocks").rglob("*.parquet")) == []
@@ -98,8 +102,8 @@ def test_a_share_that_is_hashed_again_makes_the_same_files(tmp_path: Path) -> No
     make_folders(tmp_path, num_parts=2)
     contents = []
     for _ in range(2):
-        (share,) = row_group_shares(str(folder))
-        write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2), tmp_path, number=0)
+        (share,), _ = row_group_shares(str(folder))
+        write_hashed(hash_batches(read_row_groups(share), params=params, num_parts=2, num_docs=9), tmp_path, number=0)
         contents.append({path: path.read_bytes() for path in tmp_path.rglob("*.parquet")})
 
     assert contents[0] == contents[1]

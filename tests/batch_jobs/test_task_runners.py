@@ -19,13 +19,13 @@ DRIVER = DriverRunner(2, lambda _: None)
 
 
 def numbered(number: int) -> pa.Table:
-    return pa.table([[number]], schema=schemas.arrow(schemas.PARTS))
+    return pa.table([[number]], schema=schemas.arrow("number int"))
 
 
 def numbers_of(runner: TaskRunner, num_tasks: int, folder: Path) -> list[int]:
-    rows = runner.run(num_tasks, numbered, returns=schemas.PARTS, folder=folder)
-    assert rows.schema == schemas.arrow(schemas.PARTS)
-    return sorted(rows["part"].to_pylist())
+    rows = runner.run(num_tasks, numbered, returns="number int", folder=folder)
+    assert rows.schema == schemas.arrow("number int")
+    return sorted(rows["number"].to_pylist())
 
 
 @pytest.mark.spark
@@ -56,7 +56,7 @@ def test_the_driver_tells_each_task_that_is_done(tmp_path: Path) -> None:
         time.sleep(0.02 * (3 - number))
         return numbered(number)
 
-    DriverRunner(2, shares.append).run(4, late, returns=schemas.PARTS, folder=tmp_path)
+    DriverRunner(2, shares.append).run(4, late, returns="number int", folder=tmp_path)
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -69,5 +69,5 @@ def test_the_driver_raises_what_a_task_raises(tmp_path: Path) -> None:
         raise ValueError(number)
 
     with pytest.raises(ValueError, match="0"):
-        DRIVER.run(1000, fail, returns=schemas.PARTS, folder=tmp_path)
+        DRIVER.run(1000, fail, returns="number int", folder=tmp_path)
     assert len(begun) < 1000
