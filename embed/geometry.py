@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.errors import EmbedError
+from embed.ranges import check_ranges
 
 BLOCKS_PER_SIDE: Final = 8
 _MIRROR_SIGN: Final = np.array([-1, 1], np.float32)
@@ -72,10 +73,7 @@ class GeometryParams:
             "fair_agreement": (0.0, 1.0),
             "full_agreement": (self.fair_agreement, 1.0),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise EmbedError(f"{name}={value} is out of range {low}..{high}")
+        check_ranges(self, ranges, error=EmbedError)
 
 
 DEFAULT_PARAMS: Final = GeometryParams()

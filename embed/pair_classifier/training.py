@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embed.errors import ClassifierError
 from embed.keras_backend import keras, layers, ops
 from embed.pair_classifier.classifier import Background, PairClassifier
+from embed.ranges import check_ranges
 
 HUMAN_WEIGHT: Final = 10.0
 BATCH_SIZE: Final = 1024
@@ -52,10 +53,7 @@ class ClassifierSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ClassifierError(f"{name}={value} is out of range {low}..{high}")
+        check_ranges(self, _RANGES, error=ClassifierError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,6 +22,7 @@ from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embed
 from embed.errors import TrainingError
 from embed.keras_backend import keras, layers, ops
 from embed.lineage import ModelKind, record
+from embed.ranges import check_ranges
 from embed.training.augmentation import STRONG, random_view
 from embed.training.loss import edited_threshold_loss
 from embed.training.photos import load_photos, photos_sha256
@@ -65,10 +66,7 @@ class HeadSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise TrainingError(f"{name}={value} is out of range {low}..{high}")
+        check_ranges(self, _RANGES, error=TrainingError)
 
 
 class ThresholdHead(keras.Model):

@@ -22,6 +22,7 @@ from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embed
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
 from embed.lineage import ModelKind, record
+from embed.ranges import check_ranges
 from embed.training import checkpoints as saved
 from embed.training.augmentation import MILD, STRONG, random_view
 from embed.training.composed import with_lookalikes
@@ -86,10 +87,7 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise TrainingError(f"{name}={value} is out of range {low}..{high}")
+        check_ranges(self, _RANGES, error=TrainingError)
         if self.view_size % 6:
             raise TrainingError(f"view_size={self.view_size} is not a multiple of 6, which drawn letters need; try 96")
         if self.source_size < self.view_size:
