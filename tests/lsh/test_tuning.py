@@ -16,7 +16,7 @@ from lsh.errors import ParameterError
 from lsh.near_pairs import near_pairs
 from lsh.plans import Plan, TuningTarget, UnitCosts
 from lsh.terms import TermParams
-from lsh.tuning import default_settings, measured, plans, shares_at_least
+from lsh.tuning import START_S, default_settings, measured, plans, shares_at_least
 
 COSTS = UnitCosts(posting_s=5e-8, walked_s=2e-9, kept_s=2e-8, verified_s=1e-7)
 SETTINGS = (
@@ -55,6 +55,20 @@ def test_what_is_predicted_from_a_sample_is_what_the_whole_corpus_does(corpus: N
     assert isclose(best.prediction.recall, does.recall, abs_tol=0.03)
     assert isclose(best.prediction.false_ratio, does.false_ratio, abs_tol=0.05)
     assert isclose(best.prediction.term_block_bytes, does.term_block_bytes, rel_tol=0.15)
+
+
+def test_what_a_family_loads_counts_for_a_small_corpus(corpus: NDArray[np.float32]) -> None:
+    """The start of min-hashes is spread over the images, so that it is much for few; other families have none."""
+
+    def hash_s(params: TermParams, num_images: int) -> float:
+        target = TuningTarget(num_images=num_images, min_similarity=0.9, target_recall=0.3)
+        return plans(corpus[:4000], target, settings=[params], costs=COSTS)[0].prediction.hash_s
+
+    polytopes, _, minhash, _ = SETTINGS
+
+    assert hash_s(minhash, 1000) > START_S["minhash"] / 1000
+    assert hash_s(minhash, 100_000) < START_S["minhash"] / 10_000
+    assert hash_s(polytopes, 1000) < START_S["minhash"] / 10_000
 
 
 def test_a_crowd_does_not_change_the_plan(corpus: NDArray[np.float32]) -> None:
