@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.batch_peers import pair_keys
 from benchmarks.lookup import corpus_batches
-from benchmarks.neardup_run import NeardupRun, run_neardup
+from benchmarks.neardup_run import NeardupRun, run_measured, run_neardup
 from benchmarks.results import versions, write_json
 from cli.tables import show_table
 
@@ -86,10 +86,10 @@ def write_sources(folder: Path, *, num_known: int, num_new: int, seed: int) -> d
     return {name: folder / f"{name}.npz" for name in chosen}
 
 
-def run_night(source: Path, workspace: Path, master: str | None, *arguments: str) -> NeardupRun:
+def run_night(source: Path, workspace: Path, common: Sequence[str], *arguments: str) -> NeardupRun:
     """`neardup nightly` in a process of its own."""
     fixed = ["nightly", str(source), "--workspace", str(workspace), "--min-score", str(MIN_SCORE)]
-    return run_neardup([*fixed, *(["--master", master] if master else []), *arguments])
+    return run_neardup([*fixed, *common, *arguments])
 
 
 def matches_of(workspace: Path) -> NDArray[np.int64]:
@@ -108,9 +108,9 @@ def matches_of(workspace: Path) -> NDArray[np.int64]:
 class KnownWorkspace:
     """A workspace with one night over the known images, put back to that night after each further one."""
 
-    def __init__(self, folder: Path, source: Path, master: str | None) -> None:
+    def __init__(self, folder: Path, source: Path, common: Sequence[str]) -> None:
         self.folder = folder
-        run_night(source, folder, master)
+        run_night(source, folder, common)
         self._pointer = (folder / "nights" / "current.json").read_bytes()
         self._steps = set((folder / "steps").iterdir())
 
@@ -121,17 +121,17 @@ class KnownWorkspace:
             shutil.rmtree(step)
 
 
-def take_turn(folder: Path, known: KnownWorkspace, sources: dict[str, Path], master: str | None) -> Turn:
+def take_turn(folder: Path, known: KnownWorkspace, sources: dict[str, Path], common: Sequence[str]) -> Turn:
     """A full run, a night over the whole source, a night over the new images."""
     full_folder = folder / "full"
-    full = run_night(sources["whole"], full_folder, master)
+    full = run_night(sources["whole"], full_folder, common)
     wanted = matches_of(full_folder)
     (commit,) = (full_folder / "steps").glob("candidates-*/commit.json")
     num_cut_pairs = json.loads(commit.read_text("utf-8"))["stats"]["num_cut_pairs"]
     shutil.rmtree(full_folder)
     nights, num_different = {}, {}
     for name, arguments in (("whole", []), ("new", ["--keep-missing"])):
-        nights[name] = run_night(sources[name], known.folder, master, *arguments)
+        nights[name] = run_night(sources[name], known.folder, common, *arguments)
         num_different[name] = np.setxor1d(matches_of(known.folder), wanted, assume_unique=True).size
         known.put_back()
     runs = {FULL: full, **nights}
@@ -179,10 +179,11 @@ def _stages(turns: Sequence[Turn], name: str) -> str:
 @click.option("--new", "num_new", type=click.IntRange(min=1), default=10_000, show_default=True)
 @click.option("--runs", "num_runs", type=click.IntRange(1), default=1, show_default=True, help="Turns; medians count.")
 @click.option("--master", help="Spark master. [default: this machine, without Spark for small steps]")
+@click.option("--tuned", is_flag=True, help="By `neardup tune` for the known images, not the plan for a million.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
-    *, num_images: int, num_new: int, num_runs: int, master: str | None, seed: int, json_path: Path | None
+    *, num_images: int, num_new: int, num_runs: int, master: str | None, tuned: bool, seed: int, json_path: Path | None
 ) -> None:
     """Time one night beside the full run over the same embeddings, and compare their matches.
 
@@ -191,8 +192,13 @@ def command(
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
         folder = Path(scratch)
         sources = write_sources(folder, num_known=num_images, num_new=num_new, seed=seed)
-        known = KnownWorkspace(folder / "known", sources["known"], master)
-        turns = [take_turn(folder, known, sources, master) for _ in range(num_runs)]
+        common = ["--master", master] if master else []
+        if tuned:
+            arguments = ["tune", str(sources["known"]), "--min-score", str(MIN_SCORE)]
+            run_measured(["-m", "cli", *arguments, "--output", str(folder / "plan.json"), "--json"])
+            common += ["--plan", str(folder / "plan.json")]
+        known = KnownWorkspace(folder / "known", sources["known"], common)
+        turns = [take_turn(folder, known, sources, common) for _ in range(num_runs)]
     show(turns, num_images, num_new)
     num_different = max(max(turn.num_different.values()) for turn in turns)
     num_cut_pairs = turns[0].num_cut_pairs
@@ -206,6 +212,7 @@ def command(
         "new": num_new,
         "min_score": MIN_SCORE,
         "master": master,
+        "tuned": tuned,
         "seed": seed,
         "versions": versions("pyspark", "numpy", "numba", "pyarrow"),
         "share": {name: median(turn.share(name) for turn in turns) for name in NIGHTS},
