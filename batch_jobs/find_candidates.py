@@ -42,8 +42,7 @@ _BYTES_PER_POSTING = 76
 class Join:
     """What is joined: the term blocks of new docs with one another and with known ones.
 
-    `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known: a night's new
-    docs have others than all docs would.
+    `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known.
     """
 
     new: str

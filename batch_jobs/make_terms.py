@@ -24,7 +24,7 @@ from batch_jobs.task_files import allow_open_files, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
 from lsh.codes import quantize
-from lsh.crowds import Leaders, are_sampled, choose_leaders
+from lsh.crowds import NO_LEADERS, Leaders, are_sampled, choose_leaders
 from lsh.sketches import WORDS_PER_SKETCH, long_sketches
 from lsh.terms import TermHasher, TermParams
 
@@ -45,9 +45,12 @@ RowGroup = tuple[str, int]
 
 
 def make_terms(
-    runner: TaskRunner, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int
+    runner: TaskRunner, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int, is_night: bool
 ) -> Mapping[str, Any]:
-    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, `codes` and `leaders`."""
+    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, `codes` and `leaders`.
+
+    A night over known images has no leaders.
+    """
     shares, num_docs = row_group_shares(embeddings)
     make_folders(folder, num_parts=num_partitions)
 
@@ -58,7 +61,7 @@ def make_terms(
         return write_hashed(rows, folder, number=number)
 
     sampled = runner.run(len(shares), hash_share, returns=schemas.SKETCHES, folder=folder)
-    leaders = choose_leaders(*_sketches(sampled))
+    leaders = NO_LEADERS if is_night else choose_leaders(*_sketches(sampled))
     columns = [pa.array(leaders.docs.astype(np.int64)), binary_rows(leaders.sketches)]
     pq.write_table(pa.table(columns, schema=SKETCHES_ARROW), folder / "leaders" / "part-00000.parquet")
     return {"num_parts": num_partitions}

@@ -304,6 +304,7 @@ class Pipeline:
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
                 num_partitions=self.known.num_parts or self.num_partitions,
+                is_night=bool(self.known.term_blocks),
             )
 
         inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part, with leaders"}
