@@ -17,8 +17,10 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 
 \b
   neardup train-embedder photos/ --output first/
-  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --frozen-statistics \\
-    --threshold-weight 1
+  neardup train-embedder photos/ --output second/ --start-from first/ --group-size 16 --frozen-statistics \\
+    --objective both
+  neardup train-embedder photos/ --output my-embedder/ --start-from second/ --group-size 16 --frozen-statistics \\
+    --objective threshold --threshold 0.86 --threshold-width 0.03 --false-weight 2 --learning-rate 3e-4 --epochs 7
   neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
 """
 
@@ -52,11 +54,27 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
     "--frozen-statistics", is_flag=True, help="Keep batch norm's means and variances; for --group-size above 1."
 )
 @click.option(
-    "--threshold-weight",
-    type=click.FloatRange(0.0, 100.0),
-    default=0.0,
+    "--objective",
+    type=click.Choice(["contrastive", "both", "threshold"]),
+    default="contrastive",
     show_default=True,
-    help="Weight of the loss of one threshold for all pairs; 1 when going on from trained weights.",
+    help="Views find each other; or also one threshold for all pairs; or that alone, for the last epochs.",
+)
+@click.option("--threshold", type=click.FloatRange(0.0, 1.0), default=0.8, show_default=True, help="Of that objective.")
+@click.option("--threshold-width", type=click.FloatRange(1e-3, 1.0), default=0.05, show_default=True)
+@click.option(
+    "--false-weight",
+    type=click.FloatRange(0.0, 100.0),
+    default=1.0,
+    show_default=True,
+    help="Of false pairs above the threshold.",
+)
+@click.option(
+    "--min-area",
+    type=click.FloatRange(0.01, 1.0),
+    default=0.3,
+    show_default=True,
+    help="Least share of a photo that a strong view shows.",
 )
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -68,17 +86,18 @@ def command(
     checkpoints: Path | None,
     start_from: Path | None,
     tracking_uri: str,
+    objective: str,
     **settings: Any,
 ) -> None:
     from embed.errors import TrainingInterrupted
-    from embed.training.trainer import TrainingSettings, train_embedder
+    from embed.training.trainer import Objective, TrainingSettings, train_embedder
 
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
     try:
         train_embedder(
             photos,
             kept,
-            TrainingSettings(**settings),
+            TrainingSettings(objective=Objective(objective), **settings),
             output=output,
             start_from=start_from,
             tracking_uri=tracking_uri,

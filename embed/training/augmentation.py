@@ -36,6 +36,21 @@ class EditStrength:
     caption_rate: float
 
 
+PLAIN = EditStrength(
+    min_area=0.85,
+    max_zoom_out=1.1,
+    zoom_out_rate=0.05,
+    max_aspect=1.1,
+    max_rotation_deg=0.0,
+    rotation_rate=0.0,
+    right_angle_rate=0.0,
+    color=0.15,
+    gray_rate=0.02,
+    blur_rate=0.05,
+    max_noise=4.0,
+    paste_rate=0.0,
+    caption_rate=0.0,
+)
 MILD = EditStrength(
     min_area=0.6,
     max_zoom_out=1.3,

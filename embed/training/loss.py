@@ -10,15 +10,11 @@ the pairwise logistic loss, SigLIP, Zhai et al., arXiv 2303.15343, eq. 1.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from embed.keras_backend import ops
 
 Tensor = Any
-
-THRESHOLD: Final = 0.8
-THRESHOLD_WIDTH: Final = 0.05
-"""Cosines so far from the threshold, and farther on the wrong side, are pulled at with nearly full force."""
 
 
 def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float, entropy_weight: float) -> Tensor:
@@ -41,20 +37,21 @@ def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float, entro
     return info_nce - entropy_weight * entropy
 
 
-def threshold_loss(first: Tensor, second: Tensor) -> Tensor:
+def threshold_loss(first: Tensor, second: Tensor, *, threshold: float, width: float, false_weight: float) -> Tensor:
     """Scalar logistic loss of all pairs of rows of two views, as in `contrastive_loss`.
 
-    A true pair below `THRESHOLD`, or a false one above it, costs its distance from it in units of `THRESHOLD_WIDTH`.
-    False pairs are summed for each row, not averaged: a few above the threshold are what spoils the precision.
+    A true pair below `threshold`, or a false one above it, costs its distance from it in units of `width`; cosines
+    farther on the wrong side are pulled at with nearly full force. False pairs are summed for each row, not averaged,
+    and weigh `false_weight`: a few above the threshold are what spoils the precision.
     """
     n = ops.shape(first)[0]
     rows = ops.concatenate([first, second], axis=0)
     similarity = ops.matmul(rows, ops.transpose(rows))
     itself = ops.eye(2 * n)
     is_false = 1.0 - itself - ops.roll(itself, n, axis=0)
-    above = ops.sum(is_false * ops.softplus((similarity - THRESHOLD) / THRESHOLD_WIDTH), axis=1)
-    below = ops.softplus((THRESHOLD - ops.sum(first * second, axis=1)) / THRESHOLD_WIDTH)
-    return ops.mean(below) + ops.mean(above)
+    above = ops.sum(is_false * ops.softplus((similarity - threshold) / width), axis=1)
+    below = ops.softplus((threshold - ops.sum(first * second, axis=1)) / width)
+    return ops.mean(below) + false_weight * ops.mean(above)
 
 
 def edited_threshold_loss(

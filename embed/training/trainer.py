@@ -10,6 +10,7 @@ import dataclasses
 import math
 import tempfile
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from embed.keras_backend import keras, ops
 from embed.lineage import ModelKind, record
 from embed.ranges import check_ranges
 from embed.training import checkpoints as saved
-from embed.training.augmentation import MILD, STRONG, random_view
+from embed.training.augmentation import MILD, PLAIN, STRONG, random_view
 from embed.training.composed import with_lookalikes
 from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss, threshold_loss
@@ -45,12 +46,28 @@ _RANGES: Final = {
     "weight_decay": (0.0, 1.0),
     "temperature": (1e-3, 10.0),
     "entropy_weight": (0.0, 100.0),
-    "threshold_weight": (0.0, 100.0),
+    "threshold": (0.0, 1.0),
+    "threshold_width": (1e-3, 1.0),
+    "false_weight": (0.0, 100.0),
+    "min_area": (0.01, 1.0),
     "group_size": (1, 65_536),
     "num_composed": (0, 1_000_000),
     "max_gradient_norm": (1e-3, 1e6),
     "seed": (0, 2**31 - 1),
 }
+
+
+class Objective(StrEnum):
+    """What is asked of the embeddings of a batch.
+
+    `CONTRASTIVE`: each view finds its other one, and embeddings spread; for random first weights. `BOTH`: that, and one
+    threshold for all pairs of mild and strong views; for going on. `THRESHOLD`: one threshold alone, strong views
+    against nearly plain ones, as edited images are against a corpus; for the last epochs.
+    """
+
+    CONTRASTIVE = "contrastive"
+    BOTH = "both"
+    THRESHOLD = "threshold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +81,8 @@ class TrainingSettings:
     With a `group_size` above 1 batches are made of groups of that many look-alikes. With `frozen_statistics` batch norm
     keeps the mean and variance it started from, so that the network trained is the network used: batch norm would take
     away what the look-alikes of a batch have in common, and the network would learn to rely on that. `num_composed`
-    look-alikes are made of the photos beforehand. A `threshold_weight` above 0 is for going on from trained weights.
+    look-alikes are made of the photos beforehand. `threshold`, `threshold_width` and `false_weight` are those of
+    `threshold_loss`; `min_area` is the least share of a photo that a strong view shows.
     """
 
     size: int = 112
@@ -78,7 +96,11 @@ class TrainingSettings:
     weight_decay: float = 0.02
     temperature: float = 0.08
     entropy_weight: float = 0.5
-    threshold_weight: float = 0.0
+    objective: Objective = Objective.CONTRASTIVE
+    threshold: float = 0.8
+    threshold_width: float = 0.05
+    false_weight: float = 1.0
+    min_area: float = 0.3
     dtype: str = "bfloat16"
     group_size: int = 1
     num_composed: int = 0
@@ -113,10 +135,12 @@ class CopyDetector(keras.Model):
         self.seed.state.assign(state.astype(keras.backend.standardize_dtype(self.seed.state.dtype)))
 
     def call(self, photos: Tensor, training: bool = False) -> Tensor:
-        """`(n, source, source, 3)` uint8 -> `(2n, dim)`: first every mild view, then every strong one."""
+        """`(n, source, source, 3)` uint8 -> `(2n, dim)`: first every plain or mild view, then every strong one."""
         photos = ops.cast(photos, "float32")
+        first = PLAIN if self.settings.objective is Objective.THRESHOLD else MILD
+        second = dataclasses.replace(STRONG, min_area=self.settings.min_area)
         size = self.settings.view_size
-        views = [random_view(photos, strength, size=size, seed=self.seed) for strength in (MILD, STRONG)]
+        views = [random_view(photos, strength, size=size, seed=self.seed) for strength in (first, second)]
         updates_statistics = training and not self.settings.frozen_statistics
         return self.network(ops.concatenate(views, axis=0), training=updates_statistics)
 
@@ -131,9 +155,19 @@ class CopyDetector(keras.Model):
         """The loss of a batch's two views."""
         settings = self.settings
         first, second = ops.split(y_pred, 2, axis=0)
-        loss = contrastive_loss(first, second, temperature=settings.temperature, entropy_weight=settings.entropy_weight)
-        if settings.threshold_weight:
-            loss += settings.threshold_weight * threshold_loss(first, second)
+        loss: Tensor = 0.0
+        if settings.objective is not Objective.THRESHOLD:
+            loss += contrastive_loss(
+                first, second, temperature=settings.temperature, entropy_weight=settings.entropy_weight
+            )
+        if settings.objective is not Objective.CONTRASTIVE:
+            loss += threshold_loss(
+                first,
+                second,
+                threshold=settings.threshold,
+                width=settings.threshold_width,
+                false_weight=settings.false_weight,
+            )
         return loss
 
 

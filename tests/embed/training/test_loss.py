@@ -68,8 +68,8 @@ def test_collapse_is_finite() -> None:
 
 
 def test_threshold_loss_equals_its_numpy_twin() -> None:
-    """One pair at a time: softplus of how far each lies on the wrong side."""
-    from embed.training.loss import THRESHOLD, THRESHOLD_WIDTH, threshold_loss
+    """One pair at a time: softplus of how far each lies on the wrong side, false pairs at their weight."""
+    from embed.training.loss import threshold_loss
 
     first = unit_rows(5, 3, 0)
     second = first + 0.3 * unit_rows(5, 3, 1)
@@ -77,13 +77,14 @@ def test_threshold_loss_equals_its_numpy_twin() -> None:
     rows, expected = np.concatenate([first, second]).astype(np.float64), 0.0
     for i in range(10):
         for j in range(10):
-            beyond = (rows[i] @ rows[j] - THRESHOLD) / THRESHOLD_WIDTH
+            beyond = (rows[i] @ rows[j] - 0.7) / 0.1
             if i == j:
                 continue
             is_true = abs(i - j) == 5
-            expected += math.log1p(math.exp(-beyond if is_true else beyond))
+            expected += math.log1p(math.exp(-beyond)) if is_true else 2.0 * math.log1p(math.exp(beyond))
+    loss = float(threshold_loss(first, second, threshold=0.7, width=0.1, false_weight=2.0))
 
-    assert float(threshold_loss(first, second)) == pytest.approx(expected / 10, rel=1e-4)
+    assert loss == pytest.approx(expected / 10, rel=1e-4)
 
 
 def test_threshold_loss_asks_for_one_threshold_for_all_photos() -> None:
@@ -94,8 +95,10 @@ def test_threshold_loss_asks_for_one_threshold_for_all_photos() -> None:
         angles = np.radians(degrees)
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
-    ranked = float(threshold_loss(at(0, 20, 120), at(5, 25, 165)))
-    separated = float(threshold_loss(at(0, 60, 120), at(5, 65, 125)))
+    ranked, separated = (
+        float(threshold_loss(first, second, threshold=0.8, width=0.05, false_weight=1.0))
+        for first, second in ((at(0, 20, 120), at(5, 25, 165)), (at(0, 60, 120), at(5, 65, 125)))
+    )
 
     assert ranked > 10 * separated
 

@@ -105,6 +105,30 @@ def test_the_loss_of_a_tiny_run_is_finite(tmp_path: Path, photos: Path, capsys: 
     assert math.isfinite(loss)
 
 
+def test_an_objective_is_the_loss_of_its_parts() -> None:
+    """Views that find each other, one threshold for all pairs, or both."""
+    from embed.architectures import vgg_copy
+    from embed.training.loss import contrastive_loss, threshold_loss
+    from embed.training.trainer import CopyDetector, Objective
+
+    rows = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    network = vgg_copy(size=18, dim=8)
+    settings = tiny(threshold=0.6, threshold_width=0.1, false_weight=2.0)
+    losses = {
+        objective: float(
+            CopyDetector(network, dataclasses.replace(settings, objective=objective)).compute_loss(y_pred=rows)
+        )
+        for objective in Objective
+    }
+    contrastive = float(contrastive_loss(rows[:4], rows[4:], temperature=0.08, entropy_weight=0.5))
+    threshold = float(threshold_loss(rows[:4], rows[4:], threshold=0.6, width=0.1, false_weight=2.0))
+
+    assert losses == pytest.approx(
+        {"contrastive": contrastive, "both": contrastive + threshold, "threshold": threshold}, rel=1e-5
+    )
+
+
 def test_a_trained_embedder_says_where_it_comes_from(tmp_path: Path, photos: Path, tracking_uri: str) -> None:
     """Photos, settings, first weights and final loss stand in the directory and in the tracking store."""
     from embed.lineage import ModelKind, read_lineages
