@@ -19,8 +19,8 @@ from batch_jobs.errors import SourceError
 from batch_jobs.run_tables import Row, RunTables
 from batch_jobs.select_matches import term_overlap
 from lsh.blocks import TermPostings
-from lsh.candidates import candidate_pairs
 from lsh.codes import pair_cosines, quantize
+from lsh.leaders import candidates_with_leaders
 from lsh.sketches import WORDS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.terms import TermHasher
 
@@ -228,7 +228,7 @@ def _candidates(tables: RunTables, buckets: TermPostings, doc: int) -> dict[int,
 
     By the very kernel of the step, on these buckets alone: what is cut in an oversized one is cut here.
     """
-    found = candidate_pairs(buckets, tables.candidate_params, leaders=tables.leaders)
+    found = candidates_with_leaders(buckets, tables.candidate_params, tables.leaders)
     is_own = np.any(found.pairs == np.uint64(doc), axis=1)
     lefts, rights = found.pairs[is_own].T
     others = np.where(lefts == np.uint64(doc), rights, lefts).astype(np.int64)

@@ -23,8 +23,8 @@ from batch_jobs import schemas
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import decode_term_blocks, encode_pair_block
-from lsh.candidates import CandidateParams, Candidates, candidate_pairs
-from lsh.crowds import Leaders
+from lsh.candidates import CandidateParams, Candidates
+from lsh.leaders import Leaders, candidates_with_leaders
 from lsh.new_candidates import new_candidates
 
 PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
@@ -116,7 +116,7 @@ def join_part(part: int, join: Join) -> pa.Table:
 def _found_in(part: int, join: Join) -> Candidates:
     new = list(read_blocks(join.new, part))
     if not join.known:
-        return candidate_pairs(decode_term_blocks(new), join.params, leaders=join.leaders)
+        return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders)
     known = (block for table in join.known for block in read_blocks(table, part))
     return new_candidates(known, new, join.params, removed_docs=join.removed_docs.astype(np.uint64))
 

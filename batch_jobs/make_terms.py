@@ -24,7 +24,7 @@ from batch_jobs.task_files import allow_open_files, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import encode_term_blocks
 from lsh.codes import quantize
-from lsh.crowds import NO_LEADERS, Leaders, are_sampled, choose_leaders
+from lsh.leaders import NO_LEADERS, Leaders, are_sampled, choose_leaders
 from lsh.sketches import WORDS_PER_SKETCH, long_sketches
 from lsh.terms import TermHasher, TermParams
 

@@ -26,8 +26,8 @@ from batch_jobs.workspace import read_json
 from embed.pair_scoring import PairScorer, read_pair_scorer
 from lsh.blocks import TermPostings, decode_term_blocks, partition_of
 from lsh.candidates import CandidateParams
-from lsh.crowds import NO_LEADERS, Leaders
 from lsh.errors import ParameterError
+from lsh.leaders import NO_LEADERS, Leaders
 from lsh.terms import TermParams
 
 Row = dict[str, Any]

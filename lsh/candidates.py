@@ -7,9 +7,7 @@ With `first_new_doc` only pairs with a new doc are made. Docs are given in ascen
 are its last, and a pair has a new doc where its right one is new; pairs of known docs were made when those were new.
 
 A crowded bucket is cut around heads, which cover what is within two thirds of the sketch distance (`lsh.crowds`). What
-is then still oversized is halved by a bit of the sketch. Before that, where the corpus has leaders, all of the bucket
-are compared with those in it, and docs close to a leader, in it or not, are left out of what follows. What was not
-compared is counted in `num_cut_pairs`.
+is then still oversized is halved by a bit of the sketch. What was not compared is counted in `num_cut_pairs`.
 
 A bucket is cut with all of its docs, known ones included, so the pairs with a new doc are those that a full run over
 the same docs would make. Heads may change from night to night: a new doc meets the heads of today, and the cluster step
@@ -20,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 from numba import njit
@@ -29,10 +27,7 @@ from numpy.typing import NDArray
 from lsh.bits import count_ones, mix64
 from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings
 from lsh.crowds import (
-    NO_LEADERS,
-    Leaders,
     are_crowded,
-    are_led,
     are_within,
     brute_force_heads,
     crowd_heads,
@@ -80,11 +75,6 @@ class CandidateParams:
         """The sketch distance within which a head covers a doc: so near that they probably match."""
         return 2 * self.max_sketch_distance // 3
 
-    @property
-    def leader_distance(self) -> int:
-        """The sketch distance within which a leader is all that a doc of a crowd meets: half of a head's."""
-        return self.crowd_distance // 2
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
@@ -102,9 +92,7 @@ class Candidates:
     num_cut_pairs: int
 
 
-def candidate_pairs(
-    postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0, leaders: Leaders = NO_LEADERS
-) -> Candidates:
+def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
     """Every pair that shares a term, has a sketch distance of at most `max_sketch_distance` and a doc that is new.
 
     Memory stays near that of the distinct pairs: keys of pairs are tallied whenever a chunk of buckets is full.
@@ -114,21 +102,43 @@ def candidate_pairs(
             f"{postings.docs.size} docs in one partition are more than {MAX_DOCS_PER_PARTITION - 1}; "
             f"raise num_partitions"
         )
-    bounds = np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size)
+    bounds = bounds_of_buckets(postings.terms)
+    tally = PairTally()
+    cut_terms, num_cut_pairs = tally_buckets(tally, postings, bounds, params, first_new_doc=first_new_doc)
+    return tally.candidates(
+        postings.docs, sizes=np.diff(bounds), num_cut_buckets=cut_terms.size, num_cut_pairs=num_cut_pairs
+    )
+
+
+def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each bucket of sorted `terms` starts, and the end of the last."""
+    return np.append(np.flatnonzero(starts_of_runs(terms)), terms.size)
+
+
+def tally_buckets(
+    tally: PairTally,
+    postings: TermPostings,
+    bounds: NDArray[np.int64],
+    params: CandidateParams,
+    *,
+    first_new_doc: int = 0,
+) -> tuple[NDArray[np.uint64], int]:
+    """Tally the candidates of all buckets; returns the terms of those that were cut, and how many pairs they left out.
+
+    `bounds` are those of `bounds_of_buckets`.
+    """
     sizes = np.diff(bounds)
-    num_buckets, largest_bucket = sizes.size, int(sizes.max(initial=0))
     first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
     ranks = doc_ranks(postings.docs)
     # Most buckets have one doc: leaving them out first keeps all that follows small.
     walked = np.flatnonzero((sizes > 1) & (postings.doc_rows[bounds[1:] - 1] >= first_new_row))
     starts, sizes = bounds[walked], sizes[walked]
-    del bounds, walked
+    del walked
     ends = starts + sizes
     is_cut = are_crowded(
         starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
     )
     is_cut |= sizes > params.max_bucket_size
-    tally = PairTally()
     for keys in regular_keys(
         postings.doc_rows,
         postings.sketches,
@@ -139,31 +149,14 @@ def candidate_pairs(
     ):
         tally.add(keys)
     num_cut_pairs = tally_cut(
-        tally,
-        postings,
-        (starts[is_cut], ends[is_cut]),
-        ranks=ranks,
-        params=params,
-        first_new_row=first_new_row,
-        leaders=leaders,
+        tally, postings, (starts[is_cut], ends[is_cut]), ranks=ranks, params=params, first_new_row=first_new_row
     )
-    keys, shared_terms = tally.total()
-    return Candidates(
-        pairs=pairs_of(keys, postings.docs),
-        shared_terms=shared_terms,
-        num_buckets=num_buckets,
-        largest_bucket=largest_bucket,
-        num_cut_buckets=int(is_cut.sum()),
-        num_cut_pairs=num_cut_pairs,
-    )
+    return postings.terms[starts[is_cut]], num_cut_pairs
 
 
-def brute_force_candidates(
-    postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0, leaders: Leaders = NO_LEADERS
-) -> Candidates:
+def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
     """The slow twin of `candidate_pairs`: plain Python over sets, for tests and for reading."""
-    sketch_of = as_integers(postings.docs, postings.sketches) | as_integers(leaders.docs, leaders.sketches)
-    leading = set(leaders.docs.tolist())
+    sketch_of = integer_sketches(postings.docs, postings.sketches)
     buckets: dict[int, list[int]] = {}
     for term, doc in zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True):
         buckets.setdefault(term, []).append(doc)
@@ -176,10 +169,7 @@ def brute_force_candidates(
         )
         if is_crowded and docs[-1] >= first_new_doc:
             bits = np.roll(np.arange(_num_bits(postings)), -_first_bit(term, postings)).tolist()
-            with_leaders = {pair for pair in wanted if not leading.isdisjoint(pair)}
-            distance = params.leader_distance
-            others = [doc for doc in docs if not any(are_within(distance, doc, one, sketch_of) for one in leading)]
-            compared = wanted & (with_leaders | _brute_force_cut(others, sketch_of, params, bits))
+            compared = wanted & _brute_force_cut(docs, sketch_of, params, bits)
             num_cut_buckets += 1
         num_cut_pairs += len(wanted) - len(compared)
         for left, right in compared:
@@ -196,7 +186,7 @@ def brute_force_candidates(
     )
 
 
-def as_integers(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> dict[int, int]:
+def integer_sketches(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> dict[int, int]:
     """Each doc's sketch as one integer."""
     return {
         doc: sum(word << BITS_PER_SKETCH * position for position, word in enumerate(words))
@@ -226,23 +216,15 @@ def tally_cut(
     ranks: NDArray[np.uint64],
     params: CandidateParams,
     first_new_row: int,
-    leaders: Leaders = NO_LEADERS,
 ) -> int:
     """Tally the pairs of the crowded or oversized buckets that start and end at `bounds`.
 
     Returns how many pairs with a new doc were not compared there.
     """
-    cutter = _Cutter(postings, ranks, params, first_new_row)
-    is_leader, is_led = _leading(postings, leaders, params) if leaders.docs.size else (None, None)
     num_cut_pairs = 0
     for start, end in zip(*(bound.tolist() for bound in bounds), strict=True):
-        rows = postings.doc_rows[start:end]
-        num_cut_pairs += _num_new_pairs(rows, first_new_row)
-        with_leaders: _Keys = iter(())
-        if is_leader is not None and is_led is not None:
-            with_leaders = cutter.keys_with_heads(rows, rows[is_leader[rows]], np.empty(rows.size, np.bool_))
-            rows = rows[~is_led[rows]]
-        for keys, num_compared in chain(with_leaders, cutter.keys(rows, int(postings.terms[start]))):
+        num_cut_pairs += _num_new_pairs(postings.doc_rows[start:end], first_new_row)
+        for keys, num_compared in _cut_keys(postings, (start, end), ranks, params, first_new_row):
             tally.add(keys)
             num_cut_pairs -= num_compared
     return num_cut_pairs
@@ -269,6 +251,20 @@ class PairTally:
         while len(self._runs) > 1:
             self._merge_last()
         return self._runs[0] if self._runs else (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint32))
+
+    def candidates(
+        self, docs: NDArray[np.uint64], *, sizes: NDArray[np.int64], num_cut_buckets: int, num_cut_pairs: int
+    ) -> Candidates:
+        """The pairs of the rows of `docs`, found in buckets of these `sizes`."""
+        keys, shared_terms = self.total()
+        return Candidates(
+            pairs=pairs_of(keys, docs),
+            shared_terms=shared_terms,
+            num_buckets=sizes.size,
+            largest_bucket=int(sizes.max(initial=0)),
+            num_cut_buckets=num_cut_buckets,
+            num_cut_pairs=num_cut_pairs,
+        )
 
     def _merge_last(self) -> None:
         right, left = self._runs.pop(), self._runs.pop()
@@ -306,83 +302,46 @@ def regular_keys(
         yield keys[:num_keys]
 
 
-_Keys = Iterator[tuple[NDArray[np.uint64], int]]
-"""Keys of pairs in chunks, each with the number of pairs with a new doc that were compared for it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cutter:
-    """What buckets are cut with."""
-
-    postings: TermPostings
-    ranks: NDArray[np.uint64]
-    params: CandidateParams
-    first_new_row: int
-
-    def keys_with_heads(
-        self, rows: NDArray[np.int64], heads: NDArray[np.int64], is_covered: NDArray[np.bool_]
-    ) -> _Keys:
-        """Of the pairs of `rows` with those of them that are `heads`; fills `is_covered` with which rows they cover."""
-        keys = np.empty(min(MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
-        rows_per_chunk = keys.size // heads.size if heads.size else rows.size
-        for first in range(0, rows.size, rows_per_chunk):
-            num_keys = pair_with_heads(
-                rows[first : first + rows_per_chunk],
-                heads,
-                self.postings.sketches,
-                self.params.max_sketch_distance,
-                self.params.crowd_distance,
-                self.first_new_row,
-                keys,
-                is_covered[first : first + rows_per_chunk],
+def _cut_keys(
+    postings: TermPostings,
+    bounds: tuple[int, int],
+    ranks: NDArray[np.uint64],
+    params: CandidateParams,
+    first_new_row: int,
+) -> Iterator[tuple[NDArray[np.uint64], int]]:
+    """Keys of the pairs of one crowded or oversized bucket, in chunks, each with the number of pairs compared."""
+    sketches, distance = postings.sketches, params.max_sketch_distance
+    num_bits, first_bit = _num_bits(postings), _first_bit(int(postings.terms[bounds[0]]), postings)
+    parts = [(postings.doc_rows[slice(*bounds)], 0)]
+    while parts:
+        rows, bits_used = parts.pop()
+        if not rows.size or rows[-1] < first_new_row:
+            continue
+        heads = crowd_heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
+        if heads.size:
+            is_covered = np.empty(rows.size, np.bool_)
+            keys = np.empty(min(MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
+            rows_per_chunk = keys.size // heads.size
+            for first in range(0, rows.size, rows_per_chunk):
+                led, covers = rows[first : first + rows_per_chunk], is_covered[first : first + rows_per_chunk]
+                num_keys = pair_with_heads(
+                    led, heads, sketches, distance, params.crowd_distance, first_new_row, keys, covers
+                )
+                yield keys[:num_keys], 0
+            others = np.setdiff1d(rows, heads, assume_unique=True)
+            yield keys[:0], _num_new_pairs(rows, first_new_row) - _num_new_pairs(others, first_new_row)
+            parts.append((rows[~is_covered], bits_used))
+        elif rows.size <= params.max_bucket_size or bits_used == num_bits:
+            keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
+            whole = np.array([0, rows.size])
+            _, num_keys = _pair_buckets(
+                whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys.size, keys
             )
-            yield keys[:num_keys], 0
-        others = np.setdiff1d(rows, heads, assume_unique=True)
-        yield keys[:0], _num_new_pairs(rows, self.first_new_row) - _num_new_pairs(others, self.first_new_row)
-
-    def keys(self, rows: NDArray[np.int64], term: int) -> _Keys:
-        """Of the pairs of one crowded or oversized bucket."""
-        sketches, params = self.postings.sketches, self.params
-        num_bits, first_bit = _num_bits(self.postings), _first_bit(term, self.postings)
-        parts = [(rows, 0)]
-        while parts:
-            rows, bits_used = parts.pop()
-            if not rows.size or rows[-1] < self.first_new_row:
-                continue
-            heads = crowd_heads(rows, self.ranks, sketches, params.crowd_distance, params.crowd_size)
-            if heads.size:
-                is_covered = np.empty(rows.size, np.bool_)
-                yield from self.keys_with_heads(rows, heads, is_covered)
-                parts.append((rows[~is_covered], bits_used))
-            elif rows.size <= params.max_bucket_size or bits_used == num_bits:
-                yield self._all_keys(rows), _num_new_pairs(rows, self.first_new_row)
-            else:
-                bit = (first_bit + bits_used) % num_bits
-                word = sketches[rows, bit // BITS_PER_SKETCH]
-                is_set = (word >> np.uint64(bit % BITS_PER_SKETCH) & np.uint64(1)) == 1
-                parts += [(rows[is_set], bits_used + 1), (rows[~is_set], bits_used + 1)]
-
-    def _all_keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
-        _, num_keys = _pair_buckets(
-            np.zeros(1, np.int64),
-            np.array([rows.size]),
-            0,
-            rows,
-            self.postings.sketches,
-            self.params.max_sketch_distance,
-            self.first_new_row,
-            keys.size,
-            keys,
-        )
-        return keys[:num_keys]
-
-
-def _leading(
-    postings: TermPostings, leaders: Leaders, params: CandidateParams
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which docs are leaders, and which are close to one, leaders included."""
-    return np.isin(postings.docs, leaders.docs), are_led(postings.sketches, leaders.sketches, params.leader_distance)
+            yield keys[:num_keys], _num_new_pairs(rows, first_new_row)
+        else:
+            bit = (first_bit + bits_used) % num_bits
+            is_set = (sketches[rows, bit // BITS_PER_SKETCH] >> np.uint64(bit % BITS_PER_SKETCH) & np.uint64(1)) == 1
+            parts += [(rows[is_set], bits_used + 1), (rows[~is_set], bits_used + 1)]
 
 
 def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:

@@ -7,16 +7,9 @@ head covers with one another. Heads come from the same few docs in every table, 
 other in some tables meet its head in others.
 
 A head covers at least `crowd_size` docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` have none.
-
-A bucket that misses those docs has heads of its own, and a doc of a huge crowd meets many of them. So a crowd that is
-a hundredth of the corpus gets leaders for all of its buckets, chosen among the docs of lowest rank: docs close to a
-leader are compared with it where they share a bucket, and with no other head.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numba import njit
@@ -28,72 +21,9 @@ from lsh.sketches import WORDS_PER_SKETCH
 MAX_HEADS = 8
 SAMPLE_PER_CROWD = 8
 UNCUT_PER_CROWD = 4
-NUM_SAMPLED = 16_384
-"""Docs of a corpus among which leaders are chosen."""
-MIN_LED = 128
-"""Docs of the sample that a leader has, itself included; with fewer the bucket's own heads do."""
-LEADER_DISTANCE = 25
-"""Sketch distance within which a doc has a leader: cosine 0.95, which terms hardly ever miss."""
 _ROW_BITS = np.uint64(32)
 _ZERO = np.uint64(0)
 _MAX_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Leaders:
-    """The leaders of a corpus: `docs` `(k,)` uint64, `sketches` `(k, words_per_sketch)` uint64."""
-
-    docs: NDArray[np.uint64]
-    sketches: NDArray[np.uint64]
-
-
-NO_LEADERS: Final = Leaders(np.empty(0, np.uint64), np.empty((0, WORDS_PER_SKETCH), np.uint64))
-
-
-def are_sampled(docs: NDArray[np.uint64], *, num_docs: int) -> NDArray[np.bool_]:
-    """Which docs of a corpus of `num_docs` leaders may be chosen from: somewhat more than `NUM_SAMPLED` of all."""
-    share = min(1.0, 1.25 * NUM_SAMPLED / max(1, num_docs))
-    are: NDArray[np.bool_] = doc_ranks(docs) <= np.uint64(int(_MAX_RANK) if share == 1.0 else int(share * 2.0**64))
-    return are
-
-
-def choose_leaders(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> Leaders:
-    """The leaders of a corpus from its docs `(n,)` that `are_sampled`, in any order, and their sketches.
-
-    Of the `NUM_SAMPLED` docs of lowest rank, that which most others are close to comes first, the lowest of equal ones;
-    then that of those which are left, while it has `MIN_LED`.
-    """
-    order = np.argsort(doc_ranks(docs))[:NUM_SAMPLED]
-    docs, sketches = docs[order], sketches[order]
-    words = np.ascontiguousarray(sketches.T)
-    num_close = np.zeros(docs.size, np.int64)
-    _add_close(words, np.arange(docs.size), np.ones(docs.size, np.bool_), 1, num_close)
-    is_left = np.ones(docs.size, np.bool_)
-    leaders = []
-    while docs.size and num_close.max() >= MIN_LED:
-        leader = int(np.argmax(num_close))
-        leaders.append(leader)
-        led = np.flatnonzero(is_left & (_distances(words, leader) <= LEADER_DISTANCE))
-        is_left[led] = False
-        num_close[led] = 0
-        _add_close(words, led, is_left, -1, num_close)
-    return Leaders(docs[leaders], sketches[leaders])
-
-
-def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
-    """The slow twin of `choose_leaders`, for all docs of a corpus with sketches as integers."""
-    remaining = sorted(sketch_of, key=lambda doc: int(mix64(np.uint64(doc))))[:NUM_SAMPLED]
-    leaders: list[int] = []
-    while remaining:
-        crowds = [
-            [other for other in remaining if are_within(LEADER_DISTANCE, doc, other, sketch_of)] for doc in remaining
-        ]
-        largest = max(crowds, key=len)
-        if len(largest) < MIN_LED:
-            break
-        leaders.append(remaining[crowds.index(largest)])
-        remaining = [doc for doc in remaining if doc not in largest]
-    return leaders
 
 
 def outside_crowds(sketches: NDArray[np.uint64], *, radius: int, crowd_size: int) -> NDArray[np.bool_]:
@@ -312,47 +242,6 @@ def _near_candidates(
             num_near += np.uint64(distances[j] <= limit)
         covered[i] = np.int64(num_near)
     return is_near, covered
-
-
-@njit(cache=True, nogil=True)
-def are_led(sketches: NDArray[np.uint64], leaders: NDArray[np.uint64], radius: int) -> NDArray[np.bool_]:
-    """Which of `(n, words_per_sketch)` sketches are within `radius` of one of the leaders' sketches."""
-    are = np.zeros(len(sketches), np.bool_)
-    for row in range(len(sketches)):
-        for leader in range(len(leaders)):
-            distance = _ZERO
-            for word in range(sketches.shape[1]):
-                distance += count_ones(sketches[row, word] ^ leaders[leader, word])
-            if distance <= np.uint64(radius):
-                are[row] = True
-                break
-    return are
-
-
-@njit(cache=True, nogil=True)
-def _distances(words: NDArray[np.uint64], row: int) -> NDArray[np.int64]:
-    """The distances of all rows of `words` `(words_per_sketch, n)` to one."""
-    distances = np.zeros(words.shape[1], np.int64)
-    for word in range(len(words)):
-        of_row = words[word, row]
-        for i in range(np.uint64(distances.size)):
-            distances[i] += np.int64(count_ones(of_row ^ words[word, i]))
-    return distances
-
-
-@njit(cache=True, nogil=True)
-def _add_close(
-    words: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-    counted: NDArray[np.bool_],
-    step: int,
-    num_close: NDArray[np.int64],
-) -> None:
-    """Adds `step` to `num_close` of every `counted` row for each of `rows` that it is close to."""
-    for row in rows:
-        distances = _distances(words, row)
-        for i in range(np.uint64(distances.size)):
-            num_close[i] += step * np.int64(counted[i] and distances[i] <= LEADER_DISTANCE)
 
 
 @njit(cache=True, nogil=True)

@@ -25,7 +25,6 @@ from lsh.candidates import (
     Candidates,
     PairTally,
     candidate_pairs,
-    pairs_of,
     regular_keys,
     tally_cut,
 )
@@ -167,14 +166,8 @@ def _paired(buckets: _Buckets, params: CandidateParams) -> Candidates:
     cut_starts = np.flatnonzero(starts_of_runs(cut.terms))
     bounds = (cut_starts, np.append(cut_starts[1:], cut.terms.size)[: cut_starts.size])
     num_cut_pairs = tally_cut(tally, cut, bounds, ranks=ranks, params=params, first_new_row=buckets.first_new_row)
-    keys, shared_terms = tally.total()
-    return Candidates(
-        pairs=pairs_of(keys, buckets.docs),
-        shared_terms=shared_terms,
-        num_buckets=buckets.terms.size,
-        largest_bucket=int(buckets.sizes.max()),
-        num_cut_buckets=int(is_cut.sum()),
-        num_cut_pairs=num_cut_pairs,
+    return tally.candidates(
+        buckets.docs, sizes=buckets.sizes, num_cut_buckets=int(is_cut.sum()), num_cut_pairs=num_cut_pairs
     )
 
 

@@ -13,7 +13,7 @@ from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
 from lsh.candidates import CandidateParams, Candidates, brute_force_candidates, candidate_pairs
 from lsh.clusters import greedy_cut
 from lsh.codes import pair_cosines, quantize
-from lsh.crowds import MAX_HEADS, NO_LEADERS, Leaders, choose_leaders
+from lsh.crowds import MAX_HEADS
 from lsh.errors import ParameterError
 from lsh.sketches import long_sketches
 from lsh.terms import TermHasher, TermParams
@@ -85,26 +85,6 @@ def test_candidates_with_a_new_doc_equal_brute_force(  # noqa: PLR0917 - hypothe
     assert_same(
         candidate_pairs(postings, params, first_new_doc=first_new_doc),
         brute_force_candidates(postings, params, first_new_doc=first_new_doc),
-    )
-
-
-@given(st.integers(0, 60), st.integers(0, 8), st.integers(0, 5), st.integers(0, 2**32 - 1), RANDOM_PARAMS)
-def test_candidates_with_leaders_equal_brute_force(
-    num_docs: int, num_present: int, num_absent: int, seed: int, params: CandidateParams
-) -> None:
-    """In cut buckets all docs meet the leaders among them, and docs close to any leader no other head."""
-    rng = np.random.default_rng(seed)
-    terms = rng.integers(0, 2, (num_docs, 2), dtype=np.uint64)
-    kinds = rng.integers(0, 2**64, (3, 1), dtype=np.uint64)
-    sketches = rng.choice(kinds, num_docs) ^ (np.uint64(1) << rng.integers(0, 64, (num_docs, 1), dtype=np.uint64))
-    postings = make_postings(terms, sketches)
-    rows = rng.choice(postings.docs.size, min(num_present, postings.docs.size), replace=False)
-    docs = np.concatenate([postings.docs[rows], np.arange(num_absent, dtype=np.uint64) + np.uint64(10_000)])
-    absent = rng.choice(np.append(kinds, [[np.uint64(0)]], axis=0), num_absent)
-    leaders = Leaders(docs, np.concatenate([postings.sketches[rows].reshape(-1, 1), absent]))
-
-    assert_same(
-        candidate_pairs(postings, params, leaders=leaders), brute_force_candidates(postings, params, leaders=leaders)
     )
 
 
@@ -205,30 +185,8 @@ def test_a_bucket_without_a_crowd_is_compared_completely() -> None:
 
 @pytest.mark.parametrize(("cosine", "least"), [(1.0, 1.0), (0.99, 1.0), (0.97, 0.9)])
 def test_a_large_cluster_of_near_identical_images_is_one_cluster(cosine: float, least: float) -> None:
-    """Images at one cosine to a common centre are cut into one cluster, the looser ones nearly; with leaders alike."""
-    rows, postings = large_cluster(cosine, num_docs=6000)
-    for leaders in (NO_LEADERS, choose_leaders(postings.docs, postings.sketches)):
-        found = candidate_pairs(postings, CandidateParams(max_sketch_distance=70), leaders=leaders)
-
-        assert largest_cluster(rows, found) >= least * len(rows)
-        assert len(found.pairs) <= 250 * len(rows)
-
-
-def test_a_doc_of_a_tight_crowd_meets_one_leader_in_its_crowded_buckets() -> None:
-    """Where buckets alone give every doc several heads, a leader is about all that it meets in them."""
-    _, postings = large_cluster(0.99, num_docs=20_000)
-    leaders = choose_leaders(postings.docs, postings.sketches)
-    num_heads, num_leaders = (
-        len(candidate_pairs(postings, CandidateParams(), leaders=each).pairs) / 20_000 for each in (NO_LEADERS, leaders)
-    )
-
-    assert leaders.docs.size == 1
-    assert num_heads - num_leaders > 4
-
-
-def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32], TermPostings]:
-    """Rows at one cosine to a common centre, and their postings."""
-    dim = 128
+    """Images at one cosine to a common centre are cut into one cluster, the looser ones nearly."""
+    num_docs, dim = 6000, 128
     rng = np.random.default_rng(4)
     centre = np.eye(1, dim, dtype=np.float32)
     noise = rng.standard_normal((num_docs, dim), dtype=np.float32)
@@ -236,16 +194,15 @@ def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32],
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     rows = (cosine * centre + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
     hasher = TermHasher(TermParams(num_tables=24, dim=dim, num_polytopes=2, polytope_dim=64))
-    return rows, make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
-
-
-def largest_cluster(rows: NDArray[np.float32], found: Candidates) -> int:
-    """How many docs the largest cluster has that the candidates of cosine 0.8 make."""
+    postings = make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
+    found = candidate_pairs(postings, CandidateParams(max_sketch_distance=70))
     lefts, rights = found.pairs.astype(np.int64).T
     scores = pair_cosines(quantize(rows), quantize(rows), lefts, rights)
     is_match = scores >= 0.8
-    clusters = greedy_cut(len(rows), lefts[is_match], rights[is_match], scores[is_match], np.arange(len(rows)))
-    return int(np.bincount(clusters.canonical).max())
+    clusters = greedy_cut(num_docs, lefts[is_match], rights[is_match], scores[is_match], np.arange(num_docs))
+
+    assert np.bincount(clusters.canonical).max() >= least * num_docs
+    assert len(found.pairs) <= 250 * num_docs
 
 
 @pytest.mark.parametrize("kind", ["close", "groups"])

@@ -1,0 +1,151 @@
+"""Rules of the leaders of huge crowds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lsh.blocks import TermPostings
+from lsh.candidates import CandidateParams, Candidates, candidate_pairs
+from lsh.clusters import greedy_cut
+from lsh.codes import pair_cosines, quantize
+from lsh.leaders import (
+    MIN_LED,
+    NO_LEADERS,
+    NUM_SAMPLED,
+    Leaders,
+    are_sampled,
+    brute_force_candidates_with_leaders,
+    brute_force_leaders,
+    candidates_with_leaders,
+    choose_leaders,
+)
+from lsh.sketches import long_sketches
+from lsh.terms import TermHasher, TermParams
+from tests.lsh.test_candidates import RANDOM_PARAMS, assert_same, make_postings
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leaders_equal_brute_force(seed: int) -> None:
+    """For crowds of several sizes and widths that lie within one another's reach, in docs of any order."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**64, 4, dtype=np.uint64)
+    centres[1] = centres[0] ^ np.uint64((1 << 15) - 1)
+    sketches = np.repeat(centres, [MIN_LED + 200, MIN_LED, MIN_LED, MIN_LED - 1])
+    for _ in range(10):
+        sketches ^= np.uint64(1) << rng.integers(0, 64, sketches.size, dtype=np.uint64)
+    docs = rng.permutation(5000)[: sketches.size].astype(np.uint64)
+    leaders = choose_leaders(docs, sketches.reshape(-1, 1))
+    expected = brute_force_leaders(dict(zip(docs.tolist(), sketches.tolist(), strict=True)))
+
+    assert leaders.docs.tolist() == expected
+    assert leaders.sketches.ravel().tolist() == [sketches[docs == doc][0] for doc in expected]
+
+
+@pytest.mark.parametrize("num_led", [MIN_LED - 1, MIN_LED])
+def test_a_leader_has_a_crowd(num_led: int) -> None:
+    """From exactly `MIN_LED` docs on, itself included; no docs have no leaders."""
+    sketches = np.random.default_rng(2).integers(0, 2**64, (500, 4), dtype=np.uint64)
+    sketches[:num_led] = 0
+    leaders = choose_leaders(np.arange(500, dtype=np.uint64), sketches)
+
+    assert leaders.docs.size == (num_led == MIN_LED)
+    assert choose_leaders(np.empty(0, np.uint64), sketches[:0]).docs.size == 0
+
+
+def test_a_sample_of_a_corpus_has_enough_and_not_all() -> None:
+    """All docs of a small corpus; of a large one a few more than are needed."""
+    docs = np.arange(300_000, dtype=np.uint64)
+
+    assert are_sampled(docs[:NUM_SAMPLED], num_docs=NUM_SAMPLED).all()
+    assert NUM_SAMPLED <= are_sampled(docs, num_docs=docs.size).sum() <= 1.5 * NUM_SAMPLED
+
+
+@given(st.integers(0, 60), st.integers(0, 8), st.integers(1, 5), st.integers(0, 2**32 - 1), RANDOM_PARAMS)
+def test_candidates_with_leaders_equal_brute_force(
+    num_docs: int, num_present: int, num_absent: int, seed: int, params: CandidateParams
+) -> None:
+    """Leaders meet all docs of their buckets; docs close to one meet no others, whether it is in the bucket or not."""
+    rng = np.random.default_rng(seed)
+    terms = rng.integers(0, 3, (num_docs, 2), dtype=np.uint64)
+    kinds = rng.integers(0, 2**64, (3, 1), dtype=np.uint64)
+    sketches = rng.choice(kinds, num_docs) ^ (np.uint64(1) << rng.integers(0, 64, (num_docs, 1), dtype=np.uint64))
+    postings = make_postings(terms, sketches)
+    rows = rng.choice(postings.docs.size, min(num_present, postings.docs.size), replace=False)
+    docs = np.concatenate([postings.docs[rows], np.arange(num_absent, dtype=np.uint64) + np.uint64(10_000)])
+    absent = rng.choice(np.append(kinds, [[np.uint64(0)]], axis=0), num_absent)
+    leaders = Leaders(docs, np.concatenate([postings.sketches[rows].reshape(-1, 1), absent]))
+    found = candidates_with_leaders(postings, params, leaders)
+    expected = brute_force_candidates_with_leaders(postings, params, leaders)
+
+    assert dict(zip(map(tuple, found.pairs.tolist()), found.shared_terms.tolist(), strict=True)) == expected
+    assert sorted(expected) == list(map(tuple, found.pairs.tolist()))
+
+
+def test_what_leaders_leave_out_is_counted() -> None:
+    """Of ten led docs in one bucket the leader's nine pairs are compared, in a bucket without it none of its three."""
+    terms = np.full((10, 2), 7, dtype=np.uint64)
+    terms[:, 1] = [9, 9, 9, *range(20, 27)]
+    postings = make_postings(terms, np.zeros(10, dtype=np.uint64), doc_step=1)
+    leaders = Leaders(np.array([5], np.uint64), np.zeros((1, 1), np.uint64))
+    found = candidates_with_leaders(postings, CandidateParams(), leaders)
+
+    assert found.pairs.tolist() == [[0, 5], [1, 5], [2, 5], [3, 5], [4, 5], [5, 6], [5, 7], [5, 8], [5, 9]]
+    assert (found.num_cut_buckets, found.num_cut_pairs) == (2, 45 - 9 + 3)
+    assert (found.num_buckets, found.largest_bucket) == (9, 10)
+
+
+def test_without_leaders_candidates_are_as_ever() -> None:
+    """No leaders change nothing."""
+    _, postings = large_cluster(0.99, num_docs=500)
+
+    assert_same(
+        candidates_with_leaders(postings, CandidateParams(), NO_LEADERS), candidate_pairs(postings, CandidateParams())
+    )
+
+
+@pytest.mark.parametrize(("cosine", "least"), [(1.0, 1.0), (0.99, 1.0), (0.97, 0.9)])
+def test_a_crowd_that_is_led_is_one_cluster(cosine: float, least: float) -> None:
+    """Images at one cosine to a common centre are cut into one cluster, the looser ones nearly."""
+    rows, postings = large_cluster(cosine, num_docs=6000)
+    leaders = choose_leaders(postings.docs, postings.sketches)
+    found = candidates_with_leaders(postings, CandidateParams(max_sketch_distance=70), leaders)
+
+    assert leaders.docs.size
+    assert largest_cluster(rows, found) >= least * len(rows)
+
+
+def test_a_doc_of_a_tight_crowd_meets_one_leader() -> None:
+    """Where buckets alone give every doc a dozen others, a leader is about all that it meets."""
+    _, postings = large_cluster(0.99, num_docs=20_000)
+    leaders = choose_leaders(postings.docs, postings.sketches)
+    found = candidates_with_leaders(postings, CandidateParams(), leaders)
+
+    assert leaders.docs.size == 1
+    assert len(candidate_pairs(postings, CandidateParams()).pairs) > 10 * 20_000
+    assert len(found.pairs) < 1.1 * 20_000
+
+
+def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32], TermPostings]:
+    """Rows at one cosine to a common centre, and their postings."""
+    dim = 128
+    rng = np.random.default_rng(4)
+    centre = np.eye(1, dim, dtype=np.float32)
+    noise = rng.standard_normal((num_docs, dim), dtype=np.float32)
+    noise[:, 0] = 0
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    rows = (cosine * centre + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
+    hasher = TermHasher(TermParams(num_tables=24, dim=dim, num_polytopes=2, polytope_dim=64))
+    return rows, make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
+
+
+def largest_cluster(rows: NDArray[np.float32], found: Candidates) -> int:
+    """How many docs the largest cluster has that the candidates of cosine 0.8 make."""
+    lefts, rights = found.pairs.astype(np.int64).T
+    scores = pair_cosines(quantize(rows), quantize(rows), lefts, rights)
+    is_match = scores >= 0.8
+    clusters = greedy_cut(len(rows), lefts[is_match], rights[is_match], scores[is_match], np.arange(len(rows)))
+    return int(np.bincount(clusters.canonical).max())
