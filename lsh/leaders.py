@@ -37,8 +37,8 @@ NUM_SAMPLED: Final = 16_384
 """Docs of a corpus among which leaders are chosen."""
 MIN_LED: Final = 256
 """Docs of the sample that a leader leads, itself included; of a small corpus these are all that it leads."""
-LEADER_DISTANCE: Final = 25
-"""Sketch distance within which a doc is led: a cosine of about 0.95, and such pairs share a term almost surely."""
+LEADER_DISTANCE: Final = 20
+"""Sketch distance within which a doc is led: a cosine of about 0.97, and such pairs share a term almost surely."""
 _MAX_RANK: Final = (1 << 64) - 1
 _ZERO = np.uint64(0)
 

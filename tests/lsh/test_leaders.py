@@ -118,15 +118,15 @@ def test_a_crowd_that_is_led_is_one_cluster(cosine: float, least: float) -> None
     assert largest_cluster(rows, found) >= least * len(rows)
 
 
-def test_a_doc_of_a_tight_crowd_meets_one_leader() -> None:
-    """Where buckets alone give every doc a dozen others, a leader is about all that it meets."""
+def test_a_doc_of_a_tight_crowd_meets_few_leaders() -> None:
+    """Where buckets alone give every doc a dozen others, the leaders are about all that it meets."""
     _, postings = large_cluster(0.99, num_docs=20_000)
     leaders = choose_leaders(postings.docs, postings.sketches)
     found = candidates_with_leaders(postings, CandidateParams(), leaders)
 
-    assert leaders.docs.size == 1
+    assert leaders.docs.size <= 3
     assert len(candidate_pairs(postings, CandidateParams()).pairs) > 10 * 20_000
-    assert len(found.pairs) < 1.1 * 20_000
+    assert len(found.pairs) < 3 * 20_000
 
 
 def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32], TermPostings]:
