@@ -1,11 +1,12 @@
-"""Leaders of huge crowds: docs that are all that a fiftieth of the corpus, near-identical images, are compared with.
+"""Leaders of huge crowds: docs that are all that a hundredth of the corpus, near-identical images, are compared with.
 
 The heads of a crowded bucket (`lsh.crowds`) come from its own docs, so a doc of a crowd of a million meets a dozen
 heads in as many buckets, and in buckets that are too small to be cut the crowd meets itself. Leaders are chosen once
 for all buckets, from a sample of the corpus. A doc close to a leader is led: it is compared with the leaders in its
 buckets and with nothing else. Whoever matches the crowd meets its leader, the canonical that the crowd will have.
 
-A leader is compared with all docs of its buckets, led or not.
+A leader is compared with all docs of its buckets, led or not. Only tight crowds are led: in a loose one, a template's
+variants, leaders would miss docs of one another's. Their docs meet the heads of each bucket.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from lsh.sketches import WORDS_PER_SKETCH
 
 NUM_SAMPLED: Final = 16_384
 """Docs of a corpus among which leaders are chosen."""
-MIN_LED: Final = 256
+MIN_LED: Final = 128
 """Docs of the sample that a leader leads, itself included; of a small corpus these are all that it leads."""
 LEADER_DISTANCE: Final = 20
 """Sketch distance within which a doc is led: a cosine of about 0.97, and such pairs share a term almost surely."""
+CROWD_DISTANCE: Final = 50
+"""Sketch distance within which docs are of one crowd; a leader leads half of the docs within it, or more."""
 _MAX_RANK: Final = (1 << 64) - 1
 _ZERO = np.uint64(0)
 
@@ -65,7 +68,7 @@ def choose_leaders(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> Le
     """The leaders of a corpus from its docs `(n,)` that `are_sampled`, in any order, and their sketches.
 
     Of the `NUM_SAMPLED` docs of lowest rank, that which most others are close to comes first, the lowest of equal ones;
-    then that of those which are left, while it has `MIN_LED`.
+    then that of those which are left, while it has `MIN_LED`. Those of loose crowds are passed over.
     """
     order = np.argsort(doc_ranks(docs))[:NUM_SAMPLED]
     docs, sketches = docs[order], sketches[order]
@@ -75,28 +78,45 @@ def choose_leaders(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> Le
     _add_close(words, np.arange(docs.size), is_left, 1, num_close)
     leaders = []
     while docs.size and num_close.max() >= MIN_LED:
-        leaders.append(int(np.argmax(num_close)))
-        led = np.flatnonzero(is_left & (_distances(words, leaders[-1]) <= LEADER_DISTANCE))
+        candidate = int(np.argmax(num_close))
+        distances = _distances(words, candidate)
+        if not _is_tight(distances):
+            num_close[candidate] = 0
+            continue
+        leaders.append(candidate)
+        led = np.flatnonzero(is_left & (distances <= LEADER_DISTANCE))
         is_left[led] = False
         num_close[led] = 0
         _add_close(words, led, is_left, -1, num_close)
     return Leaders(docs[leaders], sketches[leaders])
 
 
+def _is_tight(distances: NDArray[np.int64]) -> bool:
+    """Whether of the docs at these distances that are of one crowd half or more are close."""
+    return bool(2 * np.sum(distances <= LEADER_DISTANCE) >= np.sum(distances <= CROWD_DISTANCE))
+
+
 def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
     """The slow twin of `choose_leaders`, for all docs of a corpus with sketches as integers."""
-    remaining = sorted(sketch_of, key=lambda doc: int(mix64(np.uint64(doc))))[:NUM_SAMPLED]
+    sample = sorted(sketch_of, key=lambda doc: int(mix64(np.uint64(doc))))[:NUM_SAMPLED]
+    num_within = {
+        distance: {doc: sum(are_within(distance, doc, other, sketch_of) for other in sample) for doc in sample}
+        for distance in (LEADER_DISTANCE, CROWD_DISTANCE)
+    }
+    candidates = [doc for doc in sample if 2 * num_within[LEADER_DISTANCE][doc] >= num_within[CROWD_DISTANCE][doc]]
+    remaining = set(sample)
     leaders: list[int] = []
-    while remaining:
-        crowds = [
-            [other for other in remaining if are_within(LEADER_DISTANCE, doc, other, sketch_of)] for doc in remaining
-        ]
-        largest = max(crowds, key=len)
-        if len(largest) < MIN_LED:
-            break
-        leaders.append(remaining[crowds.index(largest)])
-        remaining = [doc for doc in remaining if doc not in largest]
-    return leaders
+    while True:
+        crowds = {
+            doc: {other for other in remaining if are_within(LEADER_DISTANCE, doc, other, sketch_of)}
+            for doc in candidates
+            if doc in remaining
+        }
+        leader = max(crowds, key=lambda doc: len(crowds[doc]), default=None)
+        if leader is None or len(crowds[leader]) < MIN_LED:
+            return leaders
+        leaders.append(leader)
+        remaining -= crowds[leader]
 
 
 def candidates_with_leaders(postings: TermPostings, params: CandidateParams, leaders: Leaders) -> Candidates:
