@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from lsh.blocks import TermPostings
-from lsh.candidates import CandidateParams, Candidates, candidate_pairs
-from lsh.clusters import greedy_cut
-from lsh.codes import pair_cosines, quantize
+from lsh.candidates import CandidateParams, candidate_pairs
 from lsh.leaders import (
     MIN_LED,
     NO_LEADERS,
@@ -23,9 +19,7 @@ from lsh.leaders import (
     candidates_with_leaders,
     choose_leaders,
 )
-from lsh.sketches import long_sketches
-from lsh.terms import TermHasher, TermParams
-from tests.lsh.test_candidates import RANDOM_PARAMS, assert_same, make_postings
+from tests.lsh.test_candidates import RANDOM_PARAMS, assert_same, large_cluster, largest_cluster, make_postings
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -134,25 +128,3 @@ def test_a_doc_of_a_tight_crowd_meets_few_leaders() -> None:
     assert leaders.docs.size <= 3
     assert len(candidate_pairs(postings, CandidateParams()).pairs) > 10 * 20_000
     assert len(found.pairs) < 3 * 20_000
-
-
-def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32], TermPostings]:
-    """Rows at one cosine to a common centre, and their postings."""
-    dim = 128
-    rng = np.random.default_rng(4)
-    centre = np.eye(1, dim, dtype=np.float32)
-    noise = rng.standard_normal((num_docs, dim), dtype=np.float32)
-    noise[:, 0] = 0
-    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    rows = (cosine * centre + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
-    hasher = TermHasher(TermParams(num_tables=24, dim=dim, num_polytopes=2, polytope_dim=64))
-    return rows, make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
-
-
-def largest_cluster(rows: NDArray[np.float32], found: Candidates) -> int:
-    """How many docs the largest cluster has that the candidates of cosine 0.8 make."""
-    lefts, rights = found.pairs.astype(np.int64).T
-    scores = pair_cosines(quantize(rows), quantize(rows), lefts, rights)
-    is_match = scores >= 0.8
-    clusters = greedy_cut(len(rows), lefts[is_match], rights[is_match], scores[is_match], np.arange(len(rows)))
-    return int(np.bincount(clusters.canonical).max())
