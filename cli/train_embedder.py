@@ -17,10 +17,8 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
 
 \b
   neardup train-embedder photos/ --output first/
-  neardup train-embedder photos/ --output second/ --start-from first/ --group-size 16 --frozen-statistics \\
+  neardup train-embedder photos/ --output my-embedder/ --start-from first/ --group-size 16 --frozen-statistics \\
     --objective both
-  neardup train-embedder photos/ --output my-embedder/ --start-from second/ --group-size 16 --frozen-statistics \\
-    --objective threshold --threshold 0.86 --threshold-width 0.03 --false-weight 2 --learning-rate 3e-4 --epochs 7
   neardup dedup other-photos/ --embedder my-embedder/ --min-score 0.8
 """
 
@@ -58,7 +56,7 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
     type=click.Choice(["contrastive", "both", "threshold"]),
     default="contrastive",
     show_default=True,
-    help="Views find each other; or also one threshold for all pairs; or that alone, for the last epochs.",
+    help="Views find each other; or also one threshold for all pairs; or that alone, for small collections.",
 )
 @click.option("--threshold", type=click.FloatRange(0.0, 1.0), default=0.8, show_default=True, help="Of that objective.")
 @click.option("--threshold-width", type=click.FloatRange(1e-3, 1.0), default=0.05, show_default=True)

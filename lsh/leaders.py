@@ -127,7 +127,7 @@ def candidates_with_leaders(postings: TermPostings, params: CandidateParams, lea
     if not leaders.docs.size:
         return candidate_pairs(postings, params)
     is_leader = np.isin(postings.docs, leaders.docs)[postings.doc_rows]
-    is_other = ~_are_led(postings.sketches, leaders.sketches, LEADER_DISTANCE)[postings.doc_rows]
+    is_other = ~_are_led(postings.sketches, leaders.sketches, _led_within(params))[postings.doc_rows]
     bounds = bounds_of_buckets(postings.terms)
     sizes, num_leaders, num_others = (
         np.add.reduceat(which, bounds[:-1], dtype=np.int64) if which.size else np.empty(0, np.int64)
@@ -157,7 +157,7 @@ def brute_force_candidates_with_leaders(
     led = {
         doc
         for doc, sketch in sketch_of.items()
-        if any((sketch ^ other).bit_count() <= LEADER_DISTANCE for other in leader_of.values())
+        if any((sketch ^ other).bit_count() <= _led_within(params) for other in leader_of.values())
     }
     is_other = np.array([doc not in led for doc in postings.docs[postings.doc_rows].tolist()], np.bool_)
     others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
@@ -170,6 +170,11 @@ def brute_force_candidates_with_leaders(
             if is_near and not leader_of.keys().isdisjoint((left, right)):
                 shared_terms[left, right] = shared_terms.get((left, right), 0) + 1
     return shared_terms
+
+
+def _led_within(params: CandidateParams) -> int:
+    """The distance within which docs are led: never so far that they would be no candidates of their leader."""
+    return min(LEADER_DISTANCE, params.max_sketch_distance)
 
 
 def _keys_with_leaders(

@@ -62,7 +62,8 @@ class Objective(StrEnum):
 
     `CONTRASTIVE`: each view finds its other one, and embeddings spread; for random first weights. `BOTH`: that, and one
     threshold for all pairs of mild and strong views; for going on. `THRESHOLD`: one threshold alone, strong views
-    against nearly plain ones, as edited images are against a corpus; for the last epochs.
+    against nearly plain ones, as edited images are against a corpus. It finds more copies, but nothing holds strangers
+    apart, so hash tables of a large corpus fill with them.
     """
 
     CONTRASTIVE = "contrastive"

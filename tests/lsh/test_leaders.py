@@ -92,6 +92,16 @@ def test_what_leaders_leave_out_is_counted() -> None:
     assert (found.num_buckets, found.largest_bucket) == (9, 10)
 
 
+def test_a_doc_that_is_no_candidate_of_a_leader_is_not_led() -> None:
+    """Two docs 5 bits from a leader stay candidates of each other where the sketch distance is 4."""
+    sketches = np.array([0, 31, 31], dtype=np.uint64)
+    postings = make_postings(np.zeros((3, 1), dtype=np.uint64), sketches, doc_step=1)
+    leaders = Leaders(np.array([0], np.uint64), np.zeros((1, 1), np.uint64))
+    found = candidates_with_leaders(postings, CandidateParams(max_sketch_distance=4), leaders)
+
+    assert found.pairs.tolist() == [[1, 2]]
+
+
 def test_without_leaders_candidates_are_as_ever() -> None:
     """No leaders change nothing."""
     _, postings = large_cluster(0.99, num_docs=500)
