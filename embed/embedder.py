@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -56,15 +57,19 @@ class Embedder:
                 f"images are {images.dtype} {images.shape}; {self.spec.name} takes uint8 (n, {size}, {size}, 3), "
                 f"which `embed.preprocessing.to_square` makes"
             )
-        rows = np.empty((len(images), self.spec.dim), dtype=np.float32)
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            num_images = len(batch)
-            if num_images < self.batch_size:
-                padding = np.zeros((self.batch_size - num_images, size, size, 3), dtype=np.uint8)
-                batch = np.concatenate([batch, padding])
-            rows[start : start + num_images] = self._network.predict_on_batch(batch)[:num_images]
-        return rows
+        return rows_of_images(self._network, images, batch_size=self.batch_size)
+
+
+def rows_of_images(network: keras.Model, images: NDArray[np.uint8], *, batch_size: int) -> NDArray[np.float32]:
+    """What a network makes of each image, in batches of one size, the last one padded."""
+    rows = np.empty((len(images), *network.output_shape[1:]), dtype=np.float32)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        num_images = len(batch)
+        if num_images < batch_size:
+            batch = np.concatenate([batch, np.zeros((batch_size - num_images, *images.shape[1:]), dtype=np.uint8)])
+        rows[start : start + num_images] = network.predict_on_batch(batch)[:num_images]
+    return rows
 
 
 def load_embedder(
@@ -79,25 +84,24 @@ def load_embedder(
     `dtype` `bfloat16` is up to twice as fast on CPUs and GPUs that have it and moves cosines by about 0.001.
     `num_threads` bounds the CPU threads of the whole process, so it must be set by the first load in it.
     """
-    if dtype not in KERAS_POLICIES:
-        raise EmbedderError(f"dtype={dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
     if not 1 <= batch_size <= 4096:
         raise EmbedderError(f"batch_size={batch_size} is out of range 1..4096")
     spec = describe_embedder(name_or_dir)
-    from embed.keras_backend import keras  # noqa: PLC0415 - takes seconds, and describing must not pay for it
-
     if num_threads is not None:
-        _limit_threads(keras.backend.backend(), num_threads)
-    network = _inference_network(spec, KERAS_POLICIES[dtype])
-    network.compile(jit_compile=keras.backend.backend() == "jax")
+        limit_threads(num_threads)
+    network = inference_network(spec, dtype=dtype)
     embedder = Embedder(spec, network, batch_size=batch_size)
     _check_rows(spec, embedder.embed(np.full((1, spec.size, spec.size, 3), 128, dtype=np.uint8)))
     return embedder
 
 
-def _limit_threads(backend: str, num_threads: int) -> None:
+def limit_threads(num_threads: int) -> None:
+    """Bound the CPU threads of the network's library; raises EmbedderError where it runs already with others."""
     if not 1 <= num_threads <= 1024:
         raise EmbedderError(f"num_threads={num_threads} is out of range 1..1024")
+    from embed.keras_backend import keras  # noqa: PLC0415 - takes seconds, and describing must not pay for it
+
+    backend = keras.backend.backend()
     if backend == "torch":
         sys.modules["torch"].set_num_threads(num_threads)
     if backend != "tensorflow":
@@ -116,8 +120,19 @@ def _limit_threads(backend: str, num_threads: int) -> None:
         ) from error
 
 
-def _inference_network(spec: EmbedderSpec, dtype: str) -> keras.Model:
-    """`(n, size, size, 3)` uint8 -> `(n, dim)`, whitening included."""
+def inference_network(
+    spec: EmbedderSpec,
+    *,
+    dtype: str,
+    size: int | None = None,
+    rearrange: Callable[[keras.Model], keras.Model] = lambda network: network,
+) -> keras.Model:
+    """The compiled network `(n, size, size, 3)` uint8 -> `(n, dim)`, whitening included; raises EmbedderError.
+
+    `size` is the embedder's own unless given. `rearrange` may change what is pooled, before the whitening.
+    """
+    if dtype not in KERAS_POLICIES:
+        raise EmbedderError(f"dtype={dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
     from embed.architectures import fold_batch_norm, seed_weights, vgg16, vgg16_backbone, vgg_copy  # noqa: PLC0415
     from embed.keras_backend import keras, layers, ops  # noqa: PLC0415
 
@@ -131,10 +146,12 @@ def _inference_network(spec: EmbedderSpec, dtype: str) -> keras.Model:
         fix = "give the whitening for it" if whitening is None else "fit the whitening on its embeddings"
         raise EmbedderError(f"vgg16 makes {VGG16_FEATURES} features, not {features}; {fix}")
 
+    policy = KERAS_POLICIES[dtype]
+    size = size or spec.size
     if spec.architecture == "vgg16":
-        trained = vgg16_backbone(size=spec.size, dtype=dtype)
+        trained = vgg16_backbone(size=size, dtype=policy)
     else:
-        trained = vgg_copy(size=spec.size, dim=features, gem_p=spec.gem_p)
+        trained = vgg_copy(size=size, dim=features, gem_p=spec.gem_p)
     if spec.weights == SEEDED:
         seed_weights(trained, spec.seed)
     else:
@@ -142,17 +159,19 @@ def _inference_network(spec: EmbedderSpec, dtype: str) -> keras.Model:
     if spec.architecture == "vgg16":
         network = vgg16(trained, gem_p=spec.gem_p)
     else:
-        network = fold_batch_norm(trained, dtype=dtype)
+        network = fold_batch_norm(trained, dtype=policy)
 
-    images = layers.Input((spec.size, spec.size, 3), dtype="uint8", name="images")
-    rows = network(ops.cast(images, "float32"))
+    images = layers.Input((size, size, 3), dtype="uint8", name="images")
+    rows = rearrange(network)(ops.cast(images, "float32"))
     if whitening is not None:
         bias = -whitening.mean @ whitening.projection
         dense = layers.Dense(spec.dim, dtype="float32", name="whitening")
         rows = dense(rows)
         dense.set_weights([whitening.projection, bias])
         rows = layers.UnitNormalization(dtype="float32")(rows)
-    return keras.Model(images, rows, name=spec.architecture)
+    whole = keras.Model(images, rows, name=spec.architecture)
+    whole.compile(jit_compile=keras.backend.backend() == "jax")
+    return whole
 
 
 def load_weights(network: keras.Model, spec: EmbedderSpec) -> None:
