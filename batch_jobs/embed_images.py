@@ -64,7 +64,7 @@ def embed_images(
     """Write `embeddings` and `rejects` of the catalogue's distinct images."""
     from pyspark.sql import functions as f
 
-    images = _distinct_images(spark, source, catalogue).repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
+    images = distinct_images(spark, source, catalogue).repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
     with own_workers(spark, resources):
         embedded = images.mapInArrow(
             partial(embed_batches, task=task), schemas.EMBEDDED, profile=resources.profile
@@ -102,7 +102,8 @@ def adopt_embeddings(
     return {}
 
 
-def _distinct_images(spark: SparkSession, source: Source, catalogue: str) -> DataFrame:
+def distinct_images(spark: SparkSession, source: Source, catalogue: str) -> DataFrame:
+    """The catalogue's images, one of those with the same bytes, with `content` or `uri`."""
     distinct = spark.read.parquet(catalogue).where("doc = original_doc").select("image_id", "doc", "uri")
     if source.kind is not SourceKind.CONTENT_TABLE:
         return distinct

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, select_matches
+from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, find_crops, select_matches
 from batch_jobs.cluster_lines import CSV_HEADER, csv_lines, json_lines
 from batch_jobs.make_terms import binary_values
 from batch_jobs.pipeline import Run
@@ -22,6 +22,7 @@ OWN_TABLES = (
     (catalogue.STEP, "catalogue"),
     (embed_images.STEP, "embeddings"),
     (select_matches.STEP, "edges"),
+    (find_crops.STEP, "crop_edges"),
 )
 """Tables that hold what the run itself has added; a night without new images adds none."""
 

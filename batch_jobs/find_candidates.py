@@ -42,7 +42,8 @@ _BYTES_PER_POSTING = 76
 class Join:
     """What is joined: the term blocks of new docs with one another and with known ones.
 
-    `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known.
+    `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known. Without
+    `among_new` new docs meet known ones alone.
     """
 
     new: str
@@ -51,6 +52,7 @@ class Join:
     leaders: Leaders
     params: CandidateParams
     docs_per_range: int
+    among_new: bool = True
 
 
 def find_candidates(runner: TaskRunner, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
@@ -118,7 +120,9 @@ def _found_in(part: int, join: Join) -> Candidates:
     if not join.known:
         return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders)
     known = (block for table in join.known for block in read_blocks(table, part))
-    return new_candidates(known, new, join.params, removed_docs=join.removed_docs.astype(np.uint64))
+    return new_candidates(
+        known, new, join.params, removed_docs=join.removed_docs.astype(np.uint64), among_new=join.among_new
+    )
 
 
 def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:

@@ -1,6 +1,6 @@
 """The pipeline: the steps in their order, each committed before the next, each found again when it is already there.
 
-images -> catalogue -> embed -> terms -> candidates -> select -> cluster
+images -> catalogue -> embed -> terms -> candidates -> select (-> regions -> crops) -> cluster
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs import (
+    catalogue,
+    cluster_matches,
+    embed_images,
+    embed_regions,
+    find_candidates,
+    find_crops,
+    make_terms,
+    select_matches,
+)
 from batch_jobs.changes import Changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
-from batch_jobs.gpus import embed_resources
+from batch_jobs.gpus import EmbedResources, embed_resources
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
 from batch_jobs.session import Session
@@ -29,6 +38,7 @@ from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, 
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
+from embed.regions import NUM_REGIONS, ZOOMS
 
 STEPS = (
     catalogue.STEP,
@@ -36,8 +46,12 @@ STEPS = (
     make_terms.STEP,
     find_candidates.STEP,
     select_matches.STEP,
+    embed_regions.STEP,
+    find_crops.STEP,
     cluster_matches.STEP,
 )
+CROP_STEPS = (embed_regions.STEP, find_crops.STEP)
+"""Only where crops were asked for."""
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 196_608
@@ -124,6 +138,11 @@ class Pipeline:
         self.session = session
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
+        if settings.crops and source.kind is SourceKind.EMBEDDINGS:
+            raise SourceError(
+                f"source {settings.source} holds embeddings, and crops are found by parts of the images themselves; "
+                "give the images, or leave out --crops"
+            )
         self.model = model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
         self.decisions = read_decisions(workspace.folder)
@@ -150,6 +169,8 @@ class Pipeline:
             "decisions": self.decisions.digest,
             **self.night_inputs(),
         }
+        if self.settings.crops:
+            decides["crops"] = True
         # A first night finds the steps of a `dedup` before it, but is a run of its own.
         if self.command != "dedup":
             decides["command"] = self.command
@@ -198,6 +219,8 @@ class Pipeline:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
+        if self.settings.crops:
+            num_docs *= 1 + NUM_REGIONS
         fitting = find_candidates.fitting_parts(num_docs, num_tables=self.terms.num_tables)
         return max(2 * self.session.parallelism, fitting)
 
@@ -209,10 +232,12 @@ class Pipeline:
             make_terms.STEP: self.make_terms,
             find_candidates.STEP: self.find_candidates,
             select_matches.STEP: self.select,
+            embed_regions.STEP: self.embed_regions,
+            find_crops.STEP: self.find_crops,
             cluster_matches.STEP: self.cluster,
         }
         for step in STEPS[: STEPS.index(until) + 1]:
-            if self.has_work(step):
+            if self.has_work(step) and (self.settings.crops or step not in CROP_STEPS):
                 self._stage(step, actions[step])
         return Run(
             run_id=self.run_id,
@@ -271,21 +296,14 @@ class Pipeline:
                     folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
                 )
             resources = embed_resources(self.session.spark)
-            task = embed_images.EmbedTask(
-                embedder=_wherever_workers_run(self.settings.embedder),
-                dtype=self.settings.dtype,
-                num_threads=resources.num_cores,
-                root=str(self.source.root),
-                limits=self.settings.limits,
-            )
             return embed_images.embed_images(
                 self.session.spark,
                 folder,
                 source=self.source,
                 catalogue=catalogued.table("catalogue"),
-                task=task,
+                task=self._embed_task(resources),
                 resources=resources,
-                num_tasks=max(self.num_partitions, -(-catalogued.num_rows["catalogue"] // IMAGES_PER_TASK)),
+                num_tasks=self._num_embed_tasks,
             )
 
         inputs = {"catalogue": catalogued.key, "embedder": self.model.digest, "dtype": self.settings.dtype}
@@ -293,6 +311,19 @@ class Pipeline:
         rejected = catalogued.num_rows["rejects"] + output.num_rows["rejects"]
         self._check_rejects(rejected, catalogued.num_rows["catalogue"] + catalogued.num_rows["rejects"])
         return output
+
+    def _embed_task(self, resources: EmbedResources) -> embed_images.EmbedTask:
+        return embed_images.EmbedTask(
+            embedder=_wherever_workers_run(self.settings.embedder),
+            dtype=self.settings.dtype,
+            num_threads=resources.num_cores,
+            root=str(self.source.root),
+            limits=self.settings.limits,
+        )
+
+    @property
+    def _num_embed_tasks(self) -> int:
+        return max(self.num_partitions, -(-self.outputs[catalogue.STEP].num_rows["catalogue"] // IMAGES_PER_TASK))
 
     def make_terms(self) -> StepOutput:
         embedded = self.outputs[embed_images.STEP]
@@ -364,6 +395,55 @@ class Pipeline:
         }
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 
+    def embed_regions(self) -> StepOutput:
+        catalogued, embedded = self.outputs[catalogue.STEP], self.outputs[embed_images.STEP]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            resources = embed_resources(self.session.spark)
+            return embed_regions.embed_regions(
+                self.session.spark,
+                folder,
+                source=self.source,
+                catalogue=catalogued.table("catalogue"),
+                embeddings=embedded.table("embeddings"),
+                task=self._embed_task(resources),
+                resources=resources,
+                num_tasks=self._num_embed_tasks,
+                first_region=catalogued.num_rows["catalogue"],
+            )
+
+        inputs = {"embed": embedded.key, "zooms": [asdict(zoom) for zoom in ZOOMS]}
+        return self.workspace.step(embed_regions.STEP, inputs=inputs, write=write, tables=embed_regions.TABLES)
+
+    def find_crops(self) -> StepOutput:
+        cut_up, hashed, found, selected = (
+            self.outputs[step]
+            for step in (embed_regions.STEP, make_terms.STEP, find_candidates.STEP, select_matches.STEP)
+        )
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            for name, content in scorer_files(self.model.scorer).items():
+                (folder / name).write_bytes(content)
+            return find_crops.find_crops(
+                self._runner(find_crops.STEP, num_rows=cut_up.num_rows["regions"]),
+                folder,
+                regions=cut_up.table("regions"),
+                first_region=cut_up.stats["first_region"],
+                images=find_crops.Images(
+                    term_blocks=hashed.table("term_blocks"),
+                    codes=hashed.table("codes"),
+                    edges=selected.table("edges"),
+                    num_parts=hashed.stats["num_parts"],
+                    docs_per_range=found.stats["docs_per_range"],
+                ),
+                terms=self.terms,
+                candidates=self.settings.candidates,
+                selection=self.selection,
+            )
+
+        inputs = {"regions": cut_up.key, "select": selected.key}
+        return self.workspace.step(find_crops.STEP, inputs=inputs, write=write, tables=find_crops.TABLES)
+
     def cluster(self) -> StepOutput:
         def write(folder: Path) -> Mapping[str, Any]:
             return cluster_matches.cluster_matches(
@@ -383,7 +463,10 @@ class Pipeline:
         return None
 
     def cluster_inputs(self) -> dict[str, Any]:
-        return {"select": self.outputs[select_matches.STEP].key, "decisions": self.decisions.digest}
+        matched = {
+            step: self.outputs[step].key for step in (select_matches.STEP, find_crops.STEP) if step in self.outputs
+        }
+        return {**matched, "decisions": self.decisions.digest}
 
     @property
     def needs_spark(self) -> bool:
@@ -396,8 +479,9 @@ class Pipeline:
     def _is_small(self, num_new: int) -> bool:
         return num_new <= MAX_DRIVER_DOCS and self.session.is_optional
 
-    def _runner(self, stage: str) -> TaskRunner:
-        if not self._is_small(self.outputs[catalogue.STEP].num_rows["catalogue"]):
+    def _runner(self, stage: str, *, num_rows: int | None = None) -> TaskRunner:
+        """What runs the tasks of a stage over so many rows, one for each image unless given."""
+        if not self._is_small(num_rows or self.outputs[catalogue.STEP].num_rows["catalogue"]):
             return SparkRunner(self.session.spark)
         return DriverRunner(self.session.parallelism, partial(self.listener.stage_progressed, stage))
 

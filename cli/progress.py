@@ -20,6 +20,8 @@ STAGE_LABELS = {
     "terms": "hashing",
     "candidates": "finding candidates",
     "select": "selecting matches",
+    "regions": "embedding regions",
+    "crops": "finding crops",
     "cluster": "clustering",
     "report": "writing report",
 }

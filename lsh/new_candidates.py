@@ -11,7 +11,7 @@ for blocks whose docs do not follow one another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -56,25 +56,37 @@ def new_candidates(
     params: CandidateParams,
     *,
     removed_docs: NDArray[np.uint64],
+    among_new: bool = True,
 ) -> Candidates:
     """What `candidate_pairs` finds in the postings of `join_term_blocks`, where the docs of `new` are the new ones.
 
-    Raises FormatError as `decode_term_blocks` does.
+    Without `among_new` the pairs of two new docs, all of them behind the known ones, are left out and not even compared
+    in regular buckets. Raises FormatError as `decode_term_blocks` does.
     """
     added = decode_term_blocks(new)
     is_first = starts_of_runs(added.terms)
     terms = added.terms[is_first]
     shared = list(_coalesced(_shared(known, terms, removed_docs)))
-    if not shared:
+    if not shared and among_new:
         return candidate_pairs(added, params)
+    if not shared:
+        return PairTally().candidates(added.docs, sizes=np.empty(0, np.int64), num_cut_buckets=0, num_cut_pairs=0)
     shared.append(_of_new(added, is_first))
     docs = np.concatenate([part.docs for part in shared])
     have_usual_sketches = all(part.sketches.shape[1] == WORDS_PER_SKETCH for part in shared)
     if have_usual_sketches and np.all(docs[1:] > docs[:-1]):
         buckets = _Buckets.of(shared, terms, docs)
         del shared
-        return _paired(buckets, params)
-    return candidate_pairs(_joined(shared, terms), params, first_new_doc=int(added.docs[0]))
+        found = _paired(buckets, params, among_new=among_new)
+    else:
+        found = candidate_pairs(_joined(shared, terms), params, first_new_doc=int(added.docs[0]))
+    return found if among_new else _with_known(found, int(added.docs[0]))
+
+
+def _with_known(found: Candidates, first_new_doc: int) -> Candidates:
+    """Without the pairs of two new docs, some of which the heads of cut buckets make."""
+    is_wanted = found.pairs[:, 0] < np.uint64(first_new_doc)
+    return replace(found, pairs=found.pairs[is_wanted], shared_terms=found.shared_terms[is_wanted])
 
 
 def join_term_blocks(
@@ -145,7 +157,7 @@ class _Buckets:
         return checked_postings(self.terms[number[order]], doc_rows, self.docs, self.sketches)
 
 
-def _paired(buckets: _Buckets, params: CandidateParams) -> Candidates:
+def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool) -> Candidates:
     ranks = doc_ranks(buckets.docs)
     is_cut = _are_crowded(
         buckets.ends,
@@ -160,8 +172,9 @@ def _paired(buckets: _Buckets, params: CandidateParams) -> Candidates:
     tally = PairTally()
     for keys in _keys_with_known(buckets, ~is_cut, params):
         tally.add(keys)
-    for keys in _keys_of_new(buckets, ~is_cut, params):
-        tally.add(keys)
+    if among_new:
+        for keys in _keys_of_new(buckets, ~is_cut, params):
+            tally.add(keys)
     cut = buckets.postings(is_cut)
     cut_starts = np.flatnonzero(starts_of_runs(cut.terms))
     bounds = (cut_starts, np.append(cut_starts[1:], cut.terms.size)[: cut_starts.size])

@@ -88,6 +88,22 @@ def test_candidates_of_new_docs_equal_those_of_all_buckets(  # noqa: PLR0917 - h
     )
 
 
+@given(st.integers(0, 60), st.integers(1, 40), st.integers(1, 25), st.integers(0, 2**32 - 1), RANDOM_PARAMS)
+def test_without_pairs_among_the_new_all_others_stay(
+    num_known: int, num_new: int, num_terms: int, seed: int, params: CandidateParams
+) -> None:
+    """`among_new=False` leaves out the pairs of two new docs and no other, in regular buckets and in those cut."""
+    docs = np.arange(num_known + num_new, dtype=np.uint64)
+    known, new = (block_of(part, num_terms=num_terms, seed=seed) for part in np.split(docs, [num_known]))
+
+    every = new_candidates([known], [new], params, removed_docs=words([]))
+    found = new_candidates([known], [new], params, removed_docs=words([]), among_new=False)
+
+    has_known = every.pairs[:, 0] < num_known
+    np.testing.assert_array_equal(found.pairs, every.pairs[has_known])
+    np.testing.assert_array_equal(found.shared_terms, every.shared_terms[has_known])
+
+
 def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tallying after every few buckets gives what tallying once gives."""
     docs = np.arange(600, dtype=np.uint64)

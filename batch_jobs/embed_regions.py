@@ -1,0 +1,113 @@
+"""Step 6, regions: the parts of every distinct image, embedded by themselves (`embed.regions`).
+
+A region has a number like a doc: those of the image `doc` begin at `first_region + NUM_REGIONS * doc`, behind all docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batch_jobs import schemas
+from batch_jobs.catalogue import image_bytes
+from batch_jobs.embed_images import BATCH_SIZE, EmbedTask, distinct_images
+from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
+from batch_jobs.make_terms import binary_rows
+from batch_jobs.session import write_table
+from batch_jobs.sources import Source
+from embed.decoding import ImageRejected, decode_image
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from embed.regions import RegionEmbedder
+
+STEP = "regions"
+TABLES = ("regions",)
+REGIONS_ARROW = schemas.arrow(schemas.EMBEDDINGS)
+_IMAGES_AT_ONCE = 4 * BATCH_SIZE
+
+Squares = list[NDArray[np.uint8]]
+
+
+def embed_regions(
+    spark: SparkSession,
+    folder: Path,
+    *,
+    source: Source,
+    catalogue: str,
+    embeddings: str,
+    task: EmbedTask,
+    resources: EmbedResources,
+    num_tasks: int,
+    first_region: int,
+) -> Mapping[str, Any]:
+    """Write `regions`, rows of `EMBEDDINGS` by number, of the images that have an embedding."""
+    embedded = spark.read.parquet(embeddings).select("doc")
+    images = distinct_images(spark, source, catalogue).join(embedded, "doc", "left_semi")
+    images = images.repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
+    with own_workers(spark, resources):
+        made = images.mapInArrow(
+            partial(region_batches, task=task, first_region=first_region),
+            schemas.EMBEDDINGS,
+            profile=resources.profile,
+        )
+        write_table(made, folder / "regions")
+    return {"first_region": first_region}
+
+
+def region_batches(
+    batches: Iterator[pa.RecordBatch], *, task: EmbedTask, first_region: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows of images to the rows of their regions, in order; what cannot be read any more has none."""
+    use_assigned_gpu()
+    embedder = load_once(task.embedder, task.dtype, task.num_threads)
+    with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
+        for batch in batches:
+            for start in range(0, batch.num_rows, _IMAGES_AT_ONCE):
+                images = batch.slice(start, _IMAGES_AT_ONCE)
+                places = images["content" if "content" in images.schema.names else "uri"].to_pylist()
+                decoded = list(pool.map(partial(_decoded, task=task, embedder=embedder), places))
+                yield _region_rows(images["doc"].to_numpy(), decoded, embedder, first_region=first_region)
+
+
+@lru_cache(maxsize=1)
+def load_once(embedder: str, dtype: str, num_threads: int) -> RegionEmbedder:
+    from embed.regions import load_region_embedder
+
+    return load_region_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)
+
+
+def _decoded(place: str | bytes | None, *, task: EmbedTask, embedder: RegionEmbedder) -> Squares | None:
+    try:
+        content = image_bytes(place, root=task.root, limits=task.limits)
+        return embedder.squares(decode_image(content, task.limits, min_side=max(embedder.sizes)))
+    except ImageRejected:
+        return None
+
+
+def _region_rows(
+    docs: NDArray[np.int64], decoded: list[Squares | None], embedder: RegionEmbedder, *, first_region: int
+) -> pa.RecordBatch:
+    readable = [squares for squares in decoded if squares is not None]
+    if not readable:
+        return pa.RecordBatch.from_pylist([], schema=REGIONS_ARROW)
+    regions = embedder.embed([np.stack(zoomed) for zoomed in zip(*readable, strict=True)]).astype("<f4")
+    num_regions = regions.shape[1]
+    first = first_region + num_regions * docs[[squares is not None for squares in decoded]]
+    numbers = (first[:, None] + np.arange(num_regions)).ravel()
+    rows = np.ascontiguousarray(regions.reshape(len(numbers), -1))
+    return pa.RecordBatch.from_arrays([pa.array(numbers, pa.int64()), binary_rows(rows)], schema=REGIONS_ARROW)
+
+
+if __name__ == "__main__":
+    from batch_jobs.submit import main
+
+    main(until=STEP)
