@@ -76,6 +76,12 @@ class Evaluated:
     help="Ask in so many turns and mirror images of each edit; costs as many times more.",
 )
 @click.option(
+    "--crops",
+    is_flag=True,
+    help="Compare each image with the parts of the others too, as `neardup dedup --crops` does; embeds seven times "
+    "as long.",
+)
+@click.option(
     "--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Of the table by kind."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -95,6 +101,7 @@ def command(
     names: tuple[str, ...],
     labels: Path | None,
     orientations: str,
+    crops: bool,
     precision: float,
     seed: int,
     report: Path | None,
@@ -108,6 +115,10 @@ def command(
 
     if (photos is None) == (pairs is None):
         raise click.UsageError("give either PHOTOS or --pairs CSV")
+    if crops and orientations != "1":
+        raise click.UsageError(
+            f"--crops compares images upright only; leave out --orientations {orientations}, or --crops"
+        )
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     spec = describe_embedder(embedder)
@@ -120,6 +131,7 @@ def command(
             images or pairs.parent,
             names,
             embedder=embedder,
+            crops=crops,
             precisions=precisions,
             seed=seed,
             num_worst=num_worst,
@@ -134,6 +146,7 @@ def command(
             num_distractors=num_distractors,
             edits=edits,
             embedder=embedder,
+            crops=crops,
             known=None if labels is None else read_labelled_pairs(labels, images=images or photos),
             num_orientations=int(orientations),
             precisions=precisions,
@@ -146,6 +159,7 @@ def command(
         "embedder digest": spec.digest,
         "seed": seed,
         "edits": edits,
+        "crops": crops,
         **evaluated.counts,
     }
     if report is not None:
@@ -174,6 +188,7 @@ def _evaluate_edits(
     num_distractors: int,
     edits: str,
     embedder: str,
+    crops: bool,
     known: LabelledPairs | None,
     num_orientations: int,
     precisions: Sequence[float],
@@ -206,7 +221,7 @@ def _evaluate_edits(
         OrientedDescriptor(descriptor, num_orientations, describe_embedder(embedder).dim)
         if num_orientations > 1 and isinstance(descriptor, EmbedderDescriptor)
         else descriptor
-        for descriptor in load_descriptors(names, embedder=embedder)
+        for descriptor in load_descriptors(names, embedder=embedder, crops=crops)
     ]
     planted_edits = EDIT_SETS[edits]
     described = describe_planted(descriptors, paths, others, edits=planted_edits, seed=seed)
@@ -246,6 +261,7 @@ def _evaluate_labels(
     names: Sequence[str],
     *,
     embedder: str,
+    crops: bool,
     precisions: Sequence[float],
     seed: int,
     num_worst: int,
@@ -265,7 +281,7 @@ def _evaluate_labels(
         notes.append("no pair is labelled 0, so all pairs of images that the labelled ones do not link count as false")
         notes.append(f"{len(same)} pairs of files hold one picture and link as labels do")
     evaluations = []
-    for descriptor in load_descriptors(names, embedder=embedder):
+    for descriptor in load_descriptors(names, embedder=embedder, crops=crops):
         rows, images_per_second = describe_all(descriptor, labelled.images)
         scored = score_labels(rows, labelled, scorer=descriptor.scorer, same=same, num_worst=num_worst)
         evaluations.append(

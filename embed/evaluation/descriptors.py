@@ -21,9 +21,11 @@ from PIL import Image
 
 from embed.decoding import decode_image
 from embed.embedder import load_embedder
+from embed.evaluation.regions import RegionDescriptor
 from embed.evaluation.scored_pairs import DotProduct, RowScorer
 from embed.pair_scoring import load_pair_scorer
 from embed.preprocessing import to_square
+from embed.regions import load_region_embedder
 
 
 class Descriptor(Protocol):
@@ -107,14 +109,19 @@ def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
     return np.asarray(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash)
 
 
-def load_descriptors(names: Sequence[str], *, embedder: str) -> list[Descriptor]:
-    """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes."""
+def load_descriptors(names: Sequence[str], *, embedder: str, crops: bool = False) -> list[Descriptor]:
+    """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes.
+
+    With `crops` the embedder has its regions, and no pair classifier: that one knows whole images only.
+    """
     descriptors: list[Descriptor] = []
     for name in names:
         if name == "pdq":
             descriptors.append(HashDescriptor("PDQ", _pdq_bits))
         elif name == "phash":
             descriptors.append(HashDescriptor("pHash 256", _phash_bits))
+        elif crops:
+            descriptors.append(RegionDescriptor(load_embedder(embedder), load_region_embedder(embedder)))
         else:
             ours = load_embedder(embedder)
             scorer = load_pair_scorer(ours.spec)
