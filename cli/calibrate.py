@@ -15,9 +15,9 @@ from cli.options import tracking_uri_option
 if TYPE_CHECKING:
     from cli.cluster_precision import ClusterPrecision
     from embed.calibration.fitting import Fitted
+    from embed.evaluation.descriptors import Descriptor
     from embed.evaluation.labelled_pairs import LabelledPairs
     from embed.evaluation.scored_pairs import ScoredPairs
-    from embed.pair_scoring import PairScorer
 
 HELP = """\
 Calibrate an embedder on the photos below PHOTOS and write an embedder directory whose scores are probabilities.
@@ -32,6 +32,8 @@ With --pairs, a CSV with the columns a,b,label, people's own judgements take the
   neardup calibrate photos/ --precision 0.99 --output calibrated/
   neardup calibrate photos/ --distractors others/ --corpus-size 1000000 --output calibrated/ --report calibration.html
   neardup dedup photos/ --embedder calibrated/
+
+An embedder calibrated with --crops has the threshold for `neardup dedup --crops`.
 """
 
 
@@ -50,6 +52,7 @@ class Evidence:
 @click.command(name="calibrate", help=HELP)
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The embedder directory to write.")
+@click.option("--crops", is_flag=True, help="Compare each image with the parts of the others too; seven times as long.")
 @click.option("--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True)
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
 @click.option("--distractors", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of others.")
@@ -73,6 +76,7 @@ def command(
     *,
     photos: Path | None,
     output: Path,
+    crops: bool,
     precision: float,
     embedder: str,
     distractors: Path | None,
@@ -91,9 +95,9 @@ def command(
 ) -> None:
     from embed.calibration.fitting import Prior, fit_calibration
     from embed.embedder_dir import describe_embedder, extend_embedder_dir
+    from embed.evaluation.descriptors import load_descriptors
     from embed.evaluation.labelled_pairs import read_labelled_pairs
     from embed.lineage import ModelKind, record
-    from embed.pair_scoring import load_pair_scorer
 
     if (photos is None) == (pairs is None):
         raise click.UsageError("give either PHOTOS or --pairs CSV")
@@ -102,16 +106,15 @@ def command(
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     spec = describe_embedder(embedder)
-    scorer = load_pair_scorer(spec)
+    (descriptor,) = load_descriptors(["embedder"], embedder=embedder, crops=crops)
     if pairs is not None:
-        evidence = _judged_pairs(pairs, images or pairs.parent, embedder, scorer)
+        evidence = _judged_pairs(pairs, images or pairs.parent, descriptor)
     else:
         assert photos is not None  # noqa: S101 - the usage error above
         evidence = _planted_pairs(
             photos,
             distractors,
-            embedder,
-            scorer,
+            descriptor,
             num_photos=num_photos,
             num_distractors=num_distractors,
             edits=edits,
@@ -153,6 +156,7 @@ def command(
         data={"photos": evidence.data_sha256},
         parameters={
             "edits": edits,
+            "crops": crops,
             "target": precision,
             "true_pairs_per_query": prior.true_pairs_per_query,
             "corpus_size": prior.corpus_size,
@@ -178,8 +182,7 @@ def command(
 def _planted_pairs(
     photos: Path,
     distractors: Path | None,
-    embedder: str,
-    scorer: PairScorer,
+    descriptor: Descriptor,
     *,
     num_photos: int,
     num_distractors: int,
@@ -188,8 +191,6 @@ def _planted_pairs(
     seed: int,
 ) -> Evidence:
     from cli.cluster_precision import ClusterPrecision
-    from embed.embedder import load_embedder
-    from embed.evaluation.descriptors import EmbedderDescriptor
     from embed.evaluation.edits import EDIT_SETS
     from embed.evaluation.labelled_pairs import linked_positions
     from embed.evaluation.planted import (
@@ -209,16 +210,14 @@ def _planted_pairs(
     same = same_pictures([*paths, *others])
     if known is not None:
         same = sorted({*same, *linked_positions(known, [*paths, *others])})
-    ours = load_embedder(embedder)
-    descriptor = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
     kinds = EDIT_SETS[edits]
     (described,) = describe_planted([descriptor], paths, others, edits=kinds, seed=seed)
     corpus_size = len(paths) + len(others) - 1
     return Evidence(
-        pairs=score_edits(described, edits=kinds, scorer=scorer, same=same),
+        pairs=score_edits(described, edits=kinds, scorer=descriptor.scorer, same=same),
         num_false_compared=max(1, len(paths) * len(kinds) * corpus_size - 2 * len(same) * len(kinds)),
         corpus_size=max(1, corpus_size),
-        clusters=ClusterPrecision(described=described, scorer=scorer, same=same),
+        clusters=ClusterPrecision(described=described, scorer=descriptor.scorer, same=same),
         data_sha256=files_sha256([*paths, *others]),
         counts={
             "photos": len(paths),
@@ -229,19 +228,16 @@ def _planted_pairs(
     )
 
 
-def _judged_pairs(path: Path, images: Path, embedder: str, scorer: PairScorer) -> Evidence:
-    from embed.embedder import load_embedder
-    from embed.evaluation.descriptors import EmbedderDescriptor
+def _judged_pairs(path: Path, images: Path, descriptor: Descriptor) -> Evidence:
     from embed.evaluation.labelled_pairs import read_labelled_pairs, readable_pairs, score_labels
     from embed.evaluation.planted import describe_all, files_sha256, readable_images
     from embed.evaluation.same_picture import same_pictures
 
     given = read_labelled_pairs(path, images=images)
     labelled = readable_pairs(given, set(readable_images(given.images)[0]))
-    ours = load_embedder(embedder)
-    rows, _ = describe_all(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size), labelled.images)
+    rows, _ = describe_all(descriptor, labelled.images)
     same = same_pictures(labelled.images) if labelled.are_complete else []
-    scored = score_labels(rows, labelled, scorer=scorer, same=same)
+    scored = score_labels(rows, labelled, scorer=descriptor.scorer, same=same)
     num_images, num_false = len(labelled.images), int((~labelled.is_same).sum())
     return Evidence(
         pairs=scored,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.evaluation.planted import Described
-from embed.pair_scoring import PairScorer
+from embed.evaluation.scored_pairs import RowScorer
 from lsh.clusters import greedy_cut
 
 MAX_PHOTOS = 300
@@ -35,7 +35,7 @@ class ClusterPrecision:
     """Photos and their edits, ready to be clustered at a threshold; up to `MAX_PHOTOS` of them, all distractors."""
 
     described: Described
-    scorer: PairScorer
+    scorer: RowScorer
     same: Sequence[tuple[int, int]]
 
     def at(self, threshold: float) -> ClusterShares:

@@ -112,7 +112,7 @@ def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
 def load_descriptors(names: Sequence[str], *, embedder: str, crops: bool = False) -> list[Descriptor]:
     """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes.
 
-    With `crops` the embedder has its regions, and no pair classifier: that one knows whole images only.
+    With `crops` the embedder has its regions.
     """
     descriptors: list[Descriptor] = []
     for name in names:
@@ -120,15 +120,12 @@ def load_descriptors(names: Sequence[str], *, embedder: str, crops: bool = False
             descriptors.append(HashDescriptor("PDQ", _pdq_bits))
         elif name == "phash":
             descriptors.append(HashDescriptor("pHash 256", _phash_bits))
-        elif crops:
-            descriptors.append(RegionDescriptor(load_embedder(embedder), load_region_embedder(embedder)))
         else:
             ours = load_embedder(embedder)
             scorer = load_pair_scorer(ours.spec)
             if name == "embedder" and scorer.classifier is not None:
-                descriptors.append(
-                    EmbedderDescriptor(f"{ours.spec.architecture} + classifier", ours, ours.spec.size, scorer)
-                )
+                whole = EmbedderDescriptor(f"{ours.spec.architecture} + classifier", ours, ours.spec.size, scorer)
             else:
-                descriptors.append(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size))
+                whole = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
+            descriptors.append(RegionDescriptor(whole, load_region_embedder(embedder)) if crops else whole)
     return descriptors

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,7 @@ PHOTO_SUFFIXES: Final = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff
 BATCH_SIZE: Final = 32
 SMALL_SIDE: Final = 32
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,7 @@ def describe_planted(
 
 def describe_files(descriptor: Descriptor, paths: Sequence[Path], pool: ThreadPoolExecutor) -> NDArray[np.float32]:
     """`(n, d)` float32 rows of encoded files; the pool decodes ahead while a batch is described."""
-    prepared = pool.map(lambda path: descriptor.prepare(descriptor.decode(path.read_bytes())), paths)
+    prepared = _read_ahead(pool, lambda path: descriptor.prepare(descriptor.decode(path.read_bytes())), paths)
     rows = [descriptor.rows(np.stack(batch)) for batch in _batches(prepared, BATCH_SIZE)]
     return np.concatenate(rows) if rows else np.empty((0, 1), np.float32)
 
@@ -174,10 +176,21 @@ def _describe_edits(
         return [np.stack([descriptor.prepare(pixels) for pixels in edited]) for descriptor in descriptors]
 
     rows: list[list[NDArray[np.float32]]] = [[] for _ in descriptors]
-    for photos_at_once in _batches(pool.map(prepare, enumerate(photos)), BATCH_SIZE):
+    for photos_at_once in _batches(_read_ahead(pool, prepare, enumerate(photos)), BATCH_SIZE):
         for descriptor, described, images in zip(descriptors, rows, zip(*photos_at_once, strict=True), strict=True):
             described.append(descriptor.rows(np.concatenate(images)))
     return [np.concatenate(described).reshape(len(photos), len(edits), -1) for described in rows]
+
+
+def _read_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`pool.map` that works on a batch ahead and no further: prepared images are large, and networks slow."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > BATCH_SIZE:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

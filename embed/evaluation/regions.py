@@ -8,38 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.decoding import decode_image
-from embed.embedder import Embedder
-from embed.evaluation.scored_pairs import DotProduct, RowScorer
-from embed.preprocessing import to_square
+from embed.evaluation.scored_pairs import RowScorer
 from embed.regions import RegionEmbedder
+
+if TYPE_CHECKING:
+    from embed.evaluation.descriptors import EmbedderDescriptor
 
 
 @dataclass(frozen=True, slots=True)
 class BestRegion:
-    """The highest cosine of whole with whole and of any region of one image with the whole other one.
+    """The highest score of whole with whole and of any region of one image with the whole other one.
 
     A row is the embedding of the whole, then those of the regions, `dim` columns each.
     """
 
+    scorer: RowScorer
     dim: int
 
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(a, k * dim)` and `(b, k * dim)` -> `(a, b)` float32."""
         best = np.full((len(left), len(right)), -np.inf, np.float32)
         for one, other in self._compared(left, right):
-            np.maximum(best, DotProduct().matrix(one, other), out=best)
+            np.maximum(best, self.scorer.matrix(one, other), out=best)
         return best
 
     def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(m, k * dim)` and `(m, k * dim)` -> `(m,)` float32."""
         best = np.full(len(left), -np.inf, np.float32)
         for one, other in self._compared(left, right):
-            np.maximum(best, DotProduct().pairs(one, other), out=best)
+            np.maximum(best, self.scorer.pairs(one, other), out=best)
         return best
 
     def _compared(
@@ -60,20 +63,20 @@ class BestRegion:
 
 @dataclass(frozen=True, slots=True)
 class RegionDescriptor:
-    """A network of ours whose rows hold the whole image and its regions; pairs score by the cosine alone."""
+    """A network's descriptor whose rows hold the whole image and its regions."""
 
-    embedder: Embedder
+    descriptor: EmbedderDescriptor
     regions: RegionEmbedder
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"{self.embedder.spec.architecture} + regions"
+        return f"{self.descriptor.name} + regions"
 
     @property
     def scorer(self) -> RowScorer:
         """The best of the wholes and the regions."""
-        return BestRegion(self.embedder.spec.dim)
+        return BestRegion(self.descriptor.scorer, self.regions.spec.dim)
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels; a JPEG may be decoded at a reduced scale that still fills the largest square."""
@@ -81,7 +84,7 @@ class RegionDescriptor:
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The squares of the networks one after the other, the whole image's first: `(num_bytes,)`."""
-        squares = [to_square(pixels, self.embedder.spec.size), *self.regions.squares(pixels)]
+        squares = [self.descriptor.prepare(pixels), *self.regions.squares(pixels)]
         return np.concatenate([square.ravel() for square in squares])
 
     def rows(self, prepared: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,8 +95,8 @@ class RegionDescriptor:
             for squares, size in zip(np.split(prepared, ends[:-1], axis=1), self._sizes, strict=True)
         )
         regions = self.regions.embed(zoomed)
-        return np.concatenate([self.embedder.embed(whole), regions.reshape(len(prepared), -1)], axis=1)
+        return np.concatenate([self.descriptor.rows(whole), regions.reshape(len(prepared), -1)], axis=1)
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        return (self.embedder.spec.size, *self.regions.sizes)
+        return (self.descriptor.size, *self.regions.sizes)

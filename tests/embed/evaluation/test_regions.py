@@ -14,12 +14,13 @@ from embed.embedder import load_embedder
 from embed.embedder_dir import describe_embedder, extend_embedder_dir
 from embed.evaluation.descriptors import Descriptor, EmbedderDescriptor, load_descriptors
 from embed.evaluation.regions import BestRegion
+from embed.evaluation.scored_pairs import DotProduct
 from embed.pair_classifier.classifier import PairClassifier
 from embed.regions import NUM_REGIONS, load_region_embedder, region_sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 DIM = 6
-BEST = BestRegion(DIM)
+BEST = BestRegion(DotProduct(), DIM)
 
 
 def random_rows(num: int, *, seed: int) -> NDArray[np.float32]:
@@ -136,8 +137,8 @@ def test_a_crop_scores_higher_than_by_the_whole_alone() -> None:
 
 
 @pytest.mark.tensorflow
-def test_regions_score_by_the_cosine_also_where_there_is_a_pair_classifier(tiny_embedder: str, tmp_path: Path) -> None:
-    """The classifier knows whole images only, so the embedder is named and scored without it."""
+def test_a_pair_classifier_scores_regions_as_it_does_whole_images(tiny_embedder: str, tmp_path: Path) -> None:
+    """With a classifier a region's score is what that makes of the region and the other image."""
     spec = describe_embedder(tiny_embedder)
     classifier = PairClassifier(
         projection=np.ones((spec.dim, 4), np.float32),
@@ -150,5 +151,9 @@ def test_regions_score_by_the_cosine_also_where_there_is_a_pair_classifier(tiny_
 
     descriptors = load_descriptors(["embedder", "pdq"], embedder=str(tmp_path / "classified"), crops=True)
 
-    assert [descriptor.name for descriptor in descriptors] == ["vgg_copy + regions", "PDQ"]
-    assert descriptors[0].scorer == BestRegion(spec.dim)
+    assert [descriptor.name for descriptor in descriptors] == ["vgg_copy + classifier + regions", "PDQ"]
+    rows = described(descriptors[0], [photo(0)])
+    whole, region = rows[:, : spec.dim], rows[:, spec.dim : 2 * spec.dim]
+    scorer = descriptors[0].scorer
+    assert isinstance(scorer, BestRegion)
+    assert scorer.matrix(whole, np.concatenate([-whole, region], axis=1)) == scorer.scorer.matrix(whole, region)
