@@ -67,6 +67,7 @@ def run_counts(run: Run) -> dict[str, Any]:
         "duplicates": counts["num_duplicates"],
         "reclaimable_bytes": counts["reclaimable_bytes"],
         "candidates": run.steps[select_matches.STEP].stats["num_distinct_pairs"],
+        "crop_matches": run.steps[find_crops.STEP].num_rows["crop_edges"] if find_crops.STEP in run.steps else 0,
         "cut_buckets": run.steps[find_candidates.STEP].stats["num_cut_buckets"],
         "cut_pairs": run.steps[find_candidates.STEP].stats["num_cut_pairs"],
         "min_score": run.model.min_score,
