@@ -1,14 +1,15 @@
 """Step 7, crops: matches of an image with a part of another.
 
 Regions are hashed, joined and verified like images, by the same steps, but only with whole images: to the join they are
-a night's new docs. The best region of a pair that is no match yet makes it one, by the threshold of all matches.
+a night's new docs. The best region of a pair that is no match yet makes it one, by the threshold of all matches and a
+margin.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from batch_jobs import find_candidates, make_terms, schemas, select_matches
 from batch_jobs.nights import read_columns
 from batch_jobs.session import write_arrow
 from batch_jobs.task_runners import TaskRunner
-from embed.regions import NUM_REGIONS
+from embed.regions import NUM_REGIONS, REGION_MARGIN
 from lsh.candidates import CandidateParams
 from lsh.leaders import NO_LEADERS
 from lsh.sorting import starts_of_runs
@@ -74,7 +75,7 @@ def find_crops(
         work,
         pair_blocks=str(work / "pair_blocks"),
         codes=(images.codes, str(work / "codes")),
-        selection=selection,
+        selection=replace(selection, margin=REGION_MARGIN),
         docs_per_range=images.docs_per_range,
     )
     of_regions = read_columns((str(work / "edges"),), EDGES_ARROW.names)

@@ -38,7 +38,7 @@ from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, 
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
-from embed.regions import NUM_REGIONS, ZOOMS
+from embed.regions import NUM_REGIONS, REGION_MARGIN, ZOOMS
 
 STEPS = (
     catalogue.STEP,
@@ -441,7 +441,7 @@ class Pipeline:
                 selection=self.selection,
             )
 
-        inputs = {"regions": cut_up.key, "select": selected.key}
+        inputs = {"regions": cut_up.key, "select": selected.key, "margin": REGION_MARGIN}
         return self.workspace.step(find_crops.STEP, inputs=inputs, write=write, tables=find_crops.TABLES)
 
     def cluster(self) -> StepOutput:

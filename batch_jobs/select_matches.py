@@ -46,7 +46,7 @@ Match = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """How candidates become matches."""
+    """How candidates become matches; `margin` is taken off every cosine."""
 
     dim: int
     min_score: float
@@ -54,6 +54,7 @@ class Selection:
     scorer: PairScorer
     num_tables: int
     verified: bool = True
+    margin: float = 0.0
 
 
 def select_matches(
@@ -174,7 +175,7 @@ def _scored(
         right_row_of = _row_of(right_docs, right_range, docs_per_range)
         left_rows = left_row_of[pairs[rows, 0] - np.uint64(left_range * docs_per_range)]
         right_rows = right_row_of[pairs[rows, 1] - np.uint64(right_range * docs_per_range)]
-        similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows)
+        similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows) - np.float32(selection.margin)
         scores[rows] = scorer.scores_above(
             similarities[rows], left_codes, right_codes, left_rows, right_rows, lowest_similarity=lowest
         )

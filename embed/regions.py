@@ -38,6 +38,11 @@ class Zoom:
 ZOOMS: Final = (Zoom(factor=4 / 3, share=0.7, grid=2), Zoom(factor=2.0, share=0.53, grid=3))
 """Half and a good quarter of the area, each window about as large as a whole image is to the network."""
 NUM_REGIONS: Final = sum(zoom.grid**2 for zoom in ZOOMS)
+REGION_MARGIN: Final = 0.0075
+"""What a region's cosine counts less than that of whole images, because a pair has so many chances of one that is high.
+
+With it the threshold for whole images keeps its precision: 0.9941 on the photographs of the model card, where whole
+images have 0.9938 and regions without a margin 0.9913."""
 
 
 class RegionEmbedder:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embed.decoding import decode_image
 from embed.evaluation.scored_pairs import RowScorer
-from embed.regions import RegionEmbedder
+from embed.regions import REGION_MARGIN, RegionEmbedder
 
 if TYPE_CHECKING:
     from embed.evaluation.descriptors import EmbedderDescriptor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BestRegion:
-    """The highest score of whole with whole and of any region of one image with the whole other one.
+    """The highest score of whole with whole and, less a margin, of any region of one image with the whole other one.
 
     A row is the embedding of the whole, then those of the regions, `dim` columns each.
     """
@@ -33,25 +33,24 @@ class BestRegion:
 
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(a, k * dim)` and `(b, k * dim)` -> `(a, b)` float32."""
-        best = np.full((len(left), len(right)), -np.inf, np.float32)
+        best = self.scorer.matrix(left[:, : self.dim], right[:, : self.dim])
         for one, other in self._compared(left, right):
-            np.maximum(best, self.scorer.matrix(one, other), out=best)
+            np.maximum(best, self.scorer.matrix(one, other) - np.float32(REGION_MARGIN), out=best)
         return best
 
     def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(m, k * dim)` and `(m, k * dim)` -> `(m,)` float32."""
-        best = np.full(len(left), -np.inf, np.float32)
+        best = self.scorer.pairs(left[:, : self.dim], right[:, : self.dim])
         for one, other in self._compared(left, right):
-            np.maximum(best, self.scorer.pairs(one, other), out=best)
+            np.maximum(best, self.scorer.pairs(one, other) - np.float32(REGION_MARGIN), out=best)
         return best
 
     def _compared(
         self, left: NDArray[np.float32], right: NDArray[np.float32]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """The embeddings that are compared with each other, `(a, dim)` of the left and `(b, dim)` of the right."""
+        """Each region with the whole it is compared with, `(a, dim)` of the left and `(b, dim)` of the right."""
         whole_left, *regions_left = self._embeddings(left)
         whole_right, *regions_right = self._embeddings(right)
-        yield whole_left, whole_right
         for region in regions_left:
             yield region, whole_right
         for region in regions_right:

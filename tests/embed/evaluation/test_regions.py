@@ -16,7 +16,7 @@ from embed.evaluation.descriptors import Descriptor, EmbedderDescriptor, load_de
 from embed.evaluation.regions import BestRegion
 from embed.evaluation.scored_pairs import DotProduct
 from embed.pair_classifier.classifier import PairClassifier
-from embed.regions import NUM_REGIONS, load_region_embedder, region_sizes
+from embed.regions import NUM_REGIONS, REGION_MARGIN, load_region_embedder, region_sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 DIM = 6
@@ -31,10 +31,10 @@ def random_rows(num: int, *, seed: int) -> NDArray[np.float32]:
 
 
 def slow_score(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The rule, embedding by embedding: all but two regions are compared."""
+    """The rule, embedding by embedding: all but two regions are compared, and a region counts less."""
     embeddings_left, embeddings_right = left.reshape(-1, DIM), right.reshape(-1, DIM)
     return max(
-        float(one @ other)
+        float(one @ other) - (0.0 if i == j == 0 else REGION_MARGIN)
         for i, one in enumerate(embeddings_left)
         for j, other in enumerate(embeddings_right)
         if i == 0 or j == 0
@@ -156,4 +156,5 @@ def test_a_pair_classifier_scores_regions_as_it_does_whole_images(tiny_embedder:
     whole, region = rows[:, : spec.dim], rows[:, spec.dim : 2 * spec.dim]
     scorer = descriptors[0].scorer
     assert isinstance(scorer, BestRegion)
-    assert scorer.matrix(whole, np.concatenate([-whole, region], axis=1)) == scorer.scorer.matrix(whole, region)
+    by_region = scorer.matrix(whole, np.concatenate([-whole, region], axis=1))
+    np.testing.assert_allclose(by_region, scorer.scorer.matrix(whole, region) - REGION_MARGIN, atol=1e-6)
