@@ -22,7 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.batch_embeddings import embed_photos, plant_embeddings, row_cosines
+from benchmarks.batch_embeddings import CROWDINGS, embed_photos, plant_embeddings, row_cosines
 from benchmarks.batch_peers import PEERS, Job, pair_keys
 from benchmarks.neardup_run import run_measured, run_neardup
 from benchmarks.results import versions, write_json
@@ -280,6 +280,13 @@ def _chosen(_context: click.Context, _option: click.Parameter, names: str) -> li
 @click.option(
     "--photos", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Embed these, not synthetic."
 )
+@click.option(
+    "--crowding",
+    type=click.Choice(list(CROWDINGS)),
+    default="spread",
+    show_default=True,
+    help="Synthetic embeddings as an earlier embedder made them, or as the one shipped does.",
+)
 @click.option("--min-score", type=click.FloatRange(0.3, 0.999), default=0.79, show_default=True)
 @click.option("--target-recall", type=click.FloatRange(0.1, 0.9999), default=0.97, show_default=True)
 @click.option(
@@ -293,6 +300,7 @@ def command(
     num_images: int,
     peers: list[str],
     photos: Path | None,
+    crowding: str,
     min_score: float,
     target_recall: float,
     num_runs: int,
@@ -304,8 +312,12 @@ def command(
 
     Example: python -m benchmarks batch --images 100000 --peers flat,ivf,spark-rows --json batch.json
     """
-    name = "photos" if photos else "planted"
-    planted = embed_photos(photos, num_images, seed=seed) if photos else plant_embeddings(num_images, seed=seed)
+    name = "photos" if photos else crowding
+    planted = (
+        embed_photos(photos, num_images, seed=seed)
+        if photos
+        else plant_embeddings(num_images, seed=seed, crowding=CROWDINGS[crowding])
+    )
     sizes = sizes_of(peers, len(planted.embeddings))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:

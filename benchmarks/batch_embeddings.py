@@ -1,9 +1,8 @@
 """The embeddings that the batch benchmark joins: seeded synthetic ones, or those of a folder of photos and edits.
 
-The synthetic ones have the structure that those of the shipped network have: a spectrum that decays (48 effective
-dimensions of 256; real photos 50) along axes that are no coordinates, and topics of very different size, so that
-random pairs have cosines of 0.19 at the 90th percentile (0.19), 0.36 at the 99th (0.38) and 0.58 at the 99.9th (0.54).
-Half of the images are families: a photo and 1 to 20 edits of it at cosines from 0.7 to 1.0. Uniform noise on the
+The synthetic ones have the structure that those of a network have: a spectrum that decays along axes that are no
+coordinates, topics of very different size, and a mean that all share. How much of each is their `Crowding`. Half of the
+images are families: a photo and 1 to 20 edits of it at cosines from 0.7 to 1.0. Uniform noise on the
 sphere would leave nothing to join.
 """
 
@@ -18,15 +17,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIM = 256
-SPECTRUM_DECAY = 50.0
 NUM_TOPICS = 1000
-TOPIC_SIZE_EXPONENT = 0.85
-TOPIC_SHARE = (0.1, 0.65)
 MAX_EDITS = 20
 MIN_EDIT_COSINE = 0.7
 EDITS_PER_PHOTO = 3
 PHOTOS_AT_ONCE = 64
 PAIRS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowding:
+    """How synthetic photos crowd.
+
+    Variances fall by `exp(-2 / spectrum_decay)` from axis to axis, the k-th largest topic has `k ** -topic_exponent` of
+    the photos, and a photo has a share within `topic_share` of its squared length from its topic, after `mean_share`
+    of it is that of all photos.
+    """
+
+    spectrum_decay: float
+    topic_exponent: float
+    topic_share: tuple[float, float]
+    mean_share: float
+
+
+SPREAD = Crowding(spectrum_decay=50.0, topic_exponent=0.85, topic_share=(0.1, 0.65), mean_share=0.0)
+"""As an earlier embedder saw real photos: 48 effective dimensions, strangers around a cosine of 0."""
+SHIPPED = Crowding(spectrum_decay=42.0, topic_exponent=0.95, topic_share=(0.1, 0.6), mean_share=0.24)
+"""As the embedder shipped now sees them: 39 effective dimensions, strangers around a cosine of 0.23."""
+CROWDINGS = {"spread": SPREAD, "shipped": SHIPPED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +93,9 @@ def row_cosines(rows: NDArray[np.float32], left: NDArray[np.int64], right: NDArr
     return cosines
 
 
-def plant_embeddings(num_images: int, *, seed: int, topics: NDArray[np.float32] | None = None) -> PlantedEmbeddings:
+def plant_embeddings(
+    num_images: int, *, seed: int, topics: NDArray[np.float32] | None = None, crowding: Crowding = SPREAD
+) -> PlantedEmbeddings:
     """`num_images` embeddings, at least 2, about half of them in families; the seed decides them.
 
     Batches of one corpus that is larger than memory share their `topics`, from `draw_topics`.
@@ -85,11 +105,11 @@ def plant_embeddings(num_images: int, *, seed: int, topics: NDArray[np.float32] 
     num_families = max(1, int(np.searchsorted(np.cumsum(num_edits + 1), num_images // 2, side="right")))
     num_edits = np.minimum(num_edits[:num_families], num_images - 1)
     num_photos = num_images - int(num_edits.sum())
-    photos = _photo_embeddings(num_photos, rng, draw_topics(rng) if topics is None else topics)
+    photos = _photo_embeddings(num_photos, rng, draw_topics(rng, crowding) if topics is None else topics, crowding)
     photo_of_edit = np.repeat(np.arange(num_families), num_edits)
     cosine = rng.uniform(MIN_EDIT_COSINE, 1.0, len(photo_of_edit)).astype(np.float32)[:, None]
     edited = photos[photo_of_edit]
-    change = _directions(len(edited), rng)
+    change = _directions(len(edited), rng, crowding)
     change = _unit(change - np.einsum("nd,nd->n", change, edited)[:, None] * edited)
     edits = cosine * edited + np.sqrt(1 - cosine**2) * change
     order = rng.permutation(num_images)
@@ -102,10 +122,10 @@ def plant_embeddings(num_images: int, *, seed: int, topics: NDArray[np.float32] 
 def plant_crowd(num_images: int, *, cosine: float, seed: int) -> NDArray[np.float32]:
     """`(num_images, dim)` float32 unit rows at one cosine to one centre, so about `cosine ** 2` from one another."""
     rng = np.random.default_rng(seed)
-    centre = _directions(1, rng)
+    centre = _directions(1, rng, SPREAD)
     rows = np.empty((num_images, DIM), np.float32)
     for first in range(0, num_images, PAIRS_AT_ONCE):
-        change = _directions(min(PAIRS_AT_ONCE, num_images - first), rng)
+        change = _directions(min(PAIRS_AT_ONCE, num_images - first), rng, SPREAD)
         change = _unit(change - (change @ centre.T) * centre)
         rows[first : first + len(change)] = _unit(cosine * centre + np.sqrt(1 - cosine**2) * change)
     return rows
@@ -134,21 +154,27 @@ def embed_photos(folder: Path, num_images: int, *, seed: int) -> PlantedEmbeddin
     return PlantedEmbeddings(embeddings=_unit(np.concatenate(rows))[order], family=family[order])
 
 
-def draw_topics(rng: np.random.Generator) -> NDArray[np.float32]:
+def draw_topics(rng: np.random.Generator, crowding: Crowding = SPREAD) -> NDArray[np.float32]:
     """The directions `(NUM_TOPICS, DIM)` around which photos crowd."""
-    return _directions(NUM_TOPICS, rng)
+    return _directions(NUM_TOPICS, rng, crowding)
 
 
-def _photo_embeddings(num: int, rng: np.random.Generator, topics: NDArray[np.float32]) -> NDArray[np.float32]:
-    weight = 1.0 / np.arange(1, NUM_TOPICS + 1) ** TOPIC_SIZE_EXPONENT
+def _photo_embeddings(
+    num: int, rng: np.random.Generator, topics: NDArray[np.float32], crowding: Crowding
+) -> NDArray[np.float32]:
+    weight = 1.0 / np.arange(1, NUM_TOPICS + 1) ** crowding.topic_exponent
     topic = rng.choice(NUM_TOPICS, num, p=weight / weight.sum())
-    share = rng.uniform(*TOPIC_SHARE, num).astype(np.float32)[:, None]
-    return _unit(np.sqrt(share) * topics[topic] + np.sqrt(1 - share) * _directions(num, rng))
+    share = rng.uniform(*crowding.topic_share, num).astype(np.float32)[:, None]
+    photos = _unit(np.sqrt(share) * topics[topic] + np.sqrt(1 - share) * _directions(num, rng, crowding))
+    if not crowding.mean_share:
+        return photos
+    mean = _directions(1, np.random.default_rng(0), crowding)
+    return _unit(np.sqrt(crowding.mean_share) * mean + np.sqrt(1 - crowding.mean_share) * photos)
 
 
-def _directions(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _directions(num: int, rng: np.random.Generator, crowding: Crowding) -> NDArray[np.float32]:
     """Unit rows whose variance decays exponentially over dimensions that are no coordinate axes."""
-    spectrum = np.exp(-np.arange(DIM, dtype=np.float32) / SPECTRUM_DECAY)
+    spectrum = np.exp(-np.arange(DIM, dtype=np.float32) / np.float32(crowding.spectrum_decay))
     return _unit((rng.standard_normal((num, DIM), dtype=np.float32) * spectrum) @ _axes())
 
 

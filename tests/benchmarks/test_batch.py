@@ -75,6 +75,6 @@ def test_the_rows_hold_every_contender_with_its_ratio_and_recall(tmp_path: Path)
     assert rows["flat"]["recall"] == 1.0
     assert rows["ivf"]["recall"] >= rows[OURS]["recall"]
     for row in rows.values():
-        assert row["case"] == "planted"
+        assert row["case"] == "spread"
         assert row["images"] == 2000
         assert row["seconds"] == pytest.approx(row["ratio"] * rows[OURS]["seconds"])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.batch_embeddings import (
+    CROWDINGS,
     MAX_EDITS,
     MIN_EDIT_COSINE,
     density_of,
@@ -56,14 +57,15 @@ def test_every_edit_has_a_near_relative() -> None:
     assert best[in_family].min() >= MIN_EDIT_COSINE - 1e-4
 
 
-def test_planted_photos_are_as_crowded_as_real_ones() -> None:
+@pytest.mark.parametrize("name", CROWDINGS)
+def test_planted_photos_are_as_crowded_as_real_ones(name: str) -> None:
     """Spectrum and cosines of random pairs lie near those measured on embeddings of real photos."""
-    planted = plant_embeddings(6000, seed=0)
+    planted = plant_embeddings(6000, seed=0, crowding=CROWDINGS[name])
     photos = planted.embeddings[np.unique(planted.family, return_index=True)[1]]
     density = density_of(photos)
-    assert density.effective_dims == pytest.approx(REAL["effective_dims"], rel=0.1)
-    assert density.variance_of_first == pytest.approx(REAL["variance_of_first"], abs=0.035)
-    assert density.cosine_quantiles == pytest.approx(REAL["cosine_quantiles"], abs=0.06)
+    assert density.effective_dims == pytest.approx(REAL[name]["effective_dims"], rel=0.1)
+    assert density.variance_of_first == pytest.approx(REAL[name]["variance_of_first"], abs=0.035)
+    assert density.cosine_quantiles == pytest.approx(REAL[name]["cosine_quantiles"], abs=0.06)
 
 
 def test_cosines_in_chunks_equal_the_product() -> None:
