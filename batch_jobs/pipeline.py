@@ -338,7 +338,9 @@ class Pipeline:
                 is_night=bool(self.known.term_blocks),
             )
 
-        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": "by part, with leaders"}
+        # Regions lie in the parts of whole images, so these are more.
+        layout = "by part, with leaders" + (", regions to come" if self.settings.crops else "")
+        inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": layout}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def find_candidates(self) -> StepOutput:

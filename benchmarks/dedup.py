@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -35,10 +35,22 @@ COPIES: dict[str, Copy] = {
     "darkened": (lambda photo, _: ImageEnhance.Brightness(photo).enhance(0.65), 90),
 }
 """Each copy's edit and the quality of its JPEG."""
+CROPS: dict[str, Copy] = {
+    "cropped to half": (lambda photo, rng: crop(photo, rng, area=0.5), 90),
+    "cropped to a quarter": (lambda photo, rng: crop(photo, rng, area=0.25), 90),
+}
+"""What `--crops` adds."""
 
 
-def write_copies(photos: Sequence[Path], folder: Path, *, seed: int, linked: Sequence[tuple[int, int]] = ()) -> Truth:
-    """Write every photo as it is and its `COPIES` into `folder`; `linked` are the pairs of photos not to be judged."""
+def write_copies(
+    photos: Sequence[Path],
+    folder: Path,
+    *,
+    seed: int,
+    linked: Sequence[tuple[int, int]] = (),
+    copies: Mapping[str, Copy] = COPIES,
+) -> Truth:
+    """Write every photo as it is and its `copies` into `folder`; `linked` are the pairs of photos not to be judged."""
     original_of: dict[str, str] = {}
     originals: list[str] = []
     for number, path in enumerate(photos):
@@ -48,7 +60,7 @@ def write_copies(photos: Sequence[Path], folder: Path, *, seed: int, linked: Seq
         with Image.open(path) as opened:
             photo = opened.convert("RGB")
         rng = np.random.default_rng([seed, number])
-        for name, (edit, quality) in COPIES.items():
+        for name, (edit, quality) in copies.items():
             copy = f"{number:05d}-{name}.jpg"
             edit(photo, rng).save(folder / copy, quality=quality)
             original_of[copy] = original
@@ -73,28 +85,31 @@ def num_with_original(clusters: Sequence[Sequence[str]], copy: str, *, num_photo
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Name or directory of the embedder.")
 @click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV a,b,label of PHOTOS.")
+@click.option("--crops", is_flag=True, help="Two crops more of each photo, and `dedup --crops`.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--show-wrong", type=click.IntRange(min=0), default=NUM_SHOWN, show_default=True, help="Wrong pairs named."
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
-    *, photos: Path, embedder: str, labels: Path | None, seed: int, show_wrong: int, json_path: Path | None
+    *, photos: Path, embedder: str, labels: Path | None, crops: bool, seed: int, show_wrong: int, json_path: Path | None
 ) -> None:
     """Deduplicate PHOTOS with a recompressed, a cropped, a mirrored and a darkened copy of each.
 
     Example: python -m benchmarks dedup eval/photos --json dedup.json
     """
     paths = list_photos(photos)
+    copies = COPIES | CROPS if crops else COPIES
     linked = linked_positions(read_labelled_pairs(labels, images=photos), paths) if labels else []
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
         folder = Path(scratch) / "photos"
         folder.mkdir()
-        truth = write_copies(paths, folder, seed=seed, linked=linked)
-        run = run_neardup(["dedup", str(folder), "--workspace", f"{scratch}/workspace", "--embedder", embedder])
+        truth = write_copies(paths, folder, seed=seed, linked=linked, copies=copies)
+        arguments = ["dedup", str(folder), "--workspace", f"{scratch}/workspace", "--embedder", embedder]
+        run = run_neardup([*arguments, "--crops"] if crops else arguments)
         clusters = read_clusters(run.output("clusters_csv"))
     metrics = score_clusters(clusters, truth)
-    found = {copy: num_with_original(clusters, copy, num_photos=len(paths)) for copy in COPIES}
+    found = {copy: num_with_original(clusters, copy, num_photos=len(paths)) for copy in copies}
     packages = versions("pyspark", "keras", "tensorflow-cpu", "numba", "numpy")
     rows = [
         ["clusters", str(len(clusters))],
@@ -113,6 +128,7 @@ def command(
     figures = {
         "benchmark": "dedup",
         "images": len(truth.original_of),
+        "crops": crops,
         "seed": seed,
         "versions": packages,
         "wall_s": run.wall_s,

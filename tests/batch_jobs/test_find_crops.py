@@ -196,11 +196,11 @@ def test_crops_do_not_depend_on_partitions(crops_run: Run, settings: RunSettings
 @pytest.mark.spark
 @pytest.mark.tensorflow
 def test_crops_are_added_to_a_finished_run(crops_run: Run, settings: RunSettings, tmp_path: Path) -> None:
-    """A workspace without crops gives all its steps to a run with them, which is another run and finds the same."""
+    """A workspace without crops gives its embeddings to a run with them, which is another run and finds the same."""
     plain = run_pipeline(replace(settings, workspace=tmp_path, crops=False))
     added = run_pipeline(replace(settings, workspace=tmp_path))
     assert plain.run_id != added.run_id
-    assert {step for step, output in added.steps.items() if not output.reused} == {"regions", "crops", "cluster"}
+    assert {step for step, output in added.steps.items() if output.reused} == {"catalogue", "embed"}
     assert rows(added, "cluster", "clusters") == rows(crops_run, "cluster", "clusters")
     assert len(rows(plain, "cluster", "clusters")) < len(rows(added, "cluster", "clusters"))
 
