@@ -46,7 +46,10 @@ images have 0.9938 and regions without a margin 0.9913."""
 
 
 class RegionEmbedder:
-    """The loaded networks, one a zoom. `embed` is for one thread at a time."""
+    """The loaded networks, one a zoom. `embed` is for one thread at a time.
+
+    Batches have about as many pixels as `batch_size` images of the network's own size.
+    """
 
     def __init__(self, spec: EmbedderSpec, networks: Sequence[keras.Model], *, batch_size: int) -> None:
         self.spec = spec
@@ -65,8 +68,8 @@ class RegionEmbedder:
     def embed(self, squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """The `(n, size, size, 3)` uint8 squares of each zoom -> `(n, NUM_REGIONS, dim)` float32 unit rows."""
         made = [
-            rows_of_images(network, images, batch_size=self._batch_size)
-            for network, images in zip(self._networks, squares, strict=True)
+            rows_of_images(network, images, batch_size=max(1, round(self._batch_size / zoom.factor**2)))
+            for zoom, network, images in zip(ZOOMS, self._networks, squares, strict=True)
         ]
         return np.concatenate(made, axis=1)
 
