@@ -1,4 +1,4 @@
-"""Step 6, regions: the parts of every distinct image, embedded by themselves (`embed.regions`).
+"""Step 5a, regions, where crops are asked for: the parts of every distinct image, embedded by themselves.
 
 A region has a number like a doc: those of the image `doc` begin at `first_region + NUM_REGIONS * doc`, behind all docs.
 """

@@ -1,4 +1,4 @@
-"""Step 7, crops: matches of an image with a part of another.
+"""Step 5b, crops, where they are asked for: matches of an image with a part of another.
 
 Regions are hashed, joined and verified like images, by the same steps, but only with whole images: to the join they are
 a night's new docs. The best region of a pair that is no match yet makes it one, by the threshold of all matches and a
