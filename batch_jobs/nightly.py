@@ -41,7 +41,16 @@ from batch_jobs.nights import (
     live_images,
     read_columns,
 )
-from batch_jobs.pipeline import Listener, Model, Pipeline, Run, SilentListener, model_of, operator_errors
+from batch_jobs.pipeline import (
+    Listener,
+    Model,
+    Pipeline,
+    Run,
+    SilentListener,
+    candidate_params,
+    model_of,
+    operator_errors,
+)
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings
@@ -268,7 +277,7 @@ def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
         "embedder": model.digest,
         "dtype": settings.dtype,
         "terms": replace(settings.terms, dim=model.dim).to_json(),
-        "candidates": asdict(settings.candidates),
+        "candidates": asdict(candidate_params(settings, model)),
         "scorer": model.scorer_digest,
         "min_score": model.min_score,
         "min_shared_terms": settings.min_shared_terms,

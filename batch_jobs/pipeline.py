@@ -39,6 +39,7 @@ from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
 from embed.regions import NUM_REGIONS, REGION_MARGIN, ZOOMS
+from lsh.candidates import CandidateParams
 
 STEPS = (
     catalogue.STEP,
@@ -46,12 +47,10 @@ STEPS = (
     make_terms.STEP,
     find_candidates.STEP,
     select_matches.STEP,
-    embed_regions.STEP,
-    find_crops.STEP,
     cluster_matches.STEP,
 )
 CROP_STEPS = (embed_regions.STEP, find_crops.STEP)
-"""Only where crops were asked for."""
+"""Before the last step, where crops were asked for."""
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 196_608
@@ -145,6 +144,7 @@ class Pipeline:
             )
         self.model = model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
+        self.candidates = candidate_params(settings, self.model)
         self.decisions = read_decisions(workspace.folder)
         self.known = known
         self.changes = changes
@@ -161,7 +161,7 @@ class Pipeline:
             "embedder": self.model.digest,
             "dtype": self.settings.dtype,
             "terms": self.terms.to_json(),
-            "candidates": asdict(self.settings.candidates),
+            "candidates": asdict(self.candidates),
             "scorer": self.model.scorer_digest,
             "min_score": self.model.min_score,
             "min_shared_terms": self.settings.min_shared_terms,
@@ -236,8 +236,9 @@ class Pipeline:
             find_crops.STEP: self.find_crops,
             cluster_matches.STEP: self.cluster,
         }
-        for step in STEPS[: STEPS.index(until) + 1]:
-            if self.has_work(step) and (self.settings.crops or step not in CROP_STEPS):
+        steps = (*STEPS[:-1], *CROP_STEPS, STEPS[-1]) if self.settings.crops else STEPS
+        for step in steps[: steps.index(until) + 1]:
+            if self.has_work(step):
                 self._stage(step, actions[step])
         return Run(
             run_id=self.run_id,
@@ -350,7 +351,7 @@ class Pipeline:
             known=self.known.term_blocks,
             removed_docs=removed_contents(self.whole),
             leaders=make_terms.read_leaders(hashed.table("leaders")),
-            params=self.settings.candidates,
+            params=self.candidates,
             docs_per_range=self._docs_per_range(),
         )
 
@@ -359,7 +360,7 @@ class Pipeline:
             found = find_candidates.find_candidates(runner, folder, join=join, num_parts=hashed.stats["num_parts"])
             return {"docs_per_range": join.docs_per_range, **found}
 
-        inputs = {"terms": hashed.key, "candidates": asdict(self.settings.candidates)}
+        inputs = {"terms": hashed.key, "candidates": asdict(self.candidates)}
         return self.workspace.step(find_candidates.STEP, inputs=inputs, write=write, tables=find_candidates.TABLES)
 
     @property
@@ -439,7 +440,7 @@ class Pipeline:
                     docs_per_range=found.stats["docs_per_range"],
                 ),
                 terms=self.terms,
-                candidates=self.settings.candidates,
+                candidates=self.candidates,
                 selection=self.selection,
             )
 
@@ -612,6 +613,11 @@ def _began_with_an_interrupt(error: BaseException) -> bool:
 def _wherever_workers_run(embedder: str) -> str:
     """The name of a built-in embedder as it is, a directory as an absolute path."""
     return str(Path(embedder).resolve()) if Path(embedder).is_dir() else embedder
+
+
+def candidate_params(settings: RunSettings, model: Model) -> CandidateParams:
+    """Those of the settings, or such that a match of the lowest similarity is not lost by its sketches."""
+    return settings.candidates or CandidateParams.for_similarity(model.scorer.lowest_similarity(model.min_score))
 
 
 def model_of(source: Source, settings: RunSettings) -> Model:

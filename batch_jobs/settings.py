@@ -22,7 +22,8 @@ class RunSettings:
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
     the embeddings. `num_partitions` None means: from the number of cores. Where
     `verified` is False no codes are compared: candidates of `min_shared_terms` are matches. With `crops` images are
-    compared with the regions of others too, which needs codes. `prediction` is what the
+    compared with the regions of others too, which needs codes. `candidates` None are those for the lowest similarity of
+    a match. `prediction` is what the
     plan of `neardup tune` foretold, kept to be held against the outcome.
     """
 
@@ -38,7 +39,7 @@ class RunSettings:
     uri_root: Path | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     terms: TermParams = MILLION_TERMS
-    candidates: CandidateParams = field(default_factory=CandidateParams)
+    candidates: CandidateParams | None = None
     master: str | None = None
     num_partitions: int | None = None
     prediction: Mapping[str, float] | None = None
@@ -69,7 +70,7 @@ class RunSettings:
                 "uri_root": None if value["uri_root"] is None else Path(value["uri_root"]),
                 "limits": ImageLimits(**value["limits"]),
                 "terms": TermParams.from_json(value["terms"]),
-                "candidates": CandidateParams(**value["candidates"]),
+                "candidates": None if value["candidates"] is None else CandidateParams(**value["candidates"]),
             }
         )
 

@@ -15,7 +15,7 @@ import pyarrow.dataset
 from batch_jobs import catalogue, cluster_matches, select_matches
 from batch_jobs.catalogue import image_bytes
 from batch_jobs.exports import iterate_clusters, read_rejects
-from batch_jobs.pipeline import Run
+from batch_jobs.pipeline import Run, candidate_params
 from batch_jobs.settings import as_json
 from batch_jobs.sources import SourceKind
 from cli.report import Cluster, Member, Reject, Report, ReportLimits, ScoreHistogram, make_thumbnail, write_report
@@ -113,14 +113,14 @@ def _thumbnails_of_table(run: Run, image_ids: list[str], limits: ImageLimits) ->
 
 
 def _parameters(run: Run) -> dict[str, str]:
-    terms = as_json(run.settings.terms)
+    terms, candidates = as_json(run.settings.terms), as_json(candidate_params(run.settings, run.model))
     return {
         "source": run.settings.source,
         "embedder": f"{run.settings.embedder} ({run.settings.dtype})",
         **{f"{name} digest": model.digest for name, model in _scoring_models(run).items()},
         "min_score": f"{run.model.min_score:g}",
         **{f"terms.{name}": str(value) for name, value in terms.items()},
-        **{f"candidates.{name}": str(value) for name, value in as_json(run.settings.candidates).items()},
+        **{f"candidates.{name}": str(value) for name, value in candidates.items()},
     }
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from math import acos, pi, sqrt
 
 import numpy as np
 from numba import njit
@@ -51,9 +52,8 @@ _LOW_ROW = np.uint64((1 << 32) - 1)
 class CandidateParams:
     """How buckets become pairs.
 
-    `max_sketch_distance` is meant for sketches of `WORDS_PER_SKETCH`: those of a pair of
-    cosine 0.8 differ in 52 bits on average and in more than 75 once in 2,000 pairs. A head covers at least `crowd_size`
-    docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
+    `max_sketch_distance` is meant for sketches of `WORDS_PER_SKETCH`; `for_similarity` chooses it. A head covers at
+    least `crowd_size` docs of a sample of `8 * crowd_size`; buckets of up to `4 * crowd_size` are never cut.
     """
 
     max_bucket_size: int = 8192
@@ -69,6 +69,21 @@ class CandidateParams:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ParameterError(f"{name}={value} is out of range {low}..{high}")
+
+    @classmethod
+    def for_similarity(cls, min_similarity: float) -> CandidateParams:
+        """The parameters whose sketches lose one in 2,000 pairs of this cosine; below 0.8 more of them.
+
+        Sketches of pairs at angle `theta` differ in `theta / pi` of their bits, with a binomial's deviation (Charikar,
+        STOC 2002, section 3). At 0.8 that is 52 bits, and 75 are exceeded once in 2,000 pairs.
+
+        >>> [CandidateParams.for_similarity(cosine).max_sketch_distance for cosine in (0.5, 0.8, 0.9, 1.0)]
+        [75, 75, 56, 0]
+        """
+        share = acos(max(-1.0, min(1.0, min_similarity))) / pi
+        num_bits = BITS_PER_SKETCH * WORDS_PER_SKETCH
+        distance = num_bits * share + 3.5 * sqrt(num_bits * share * (1 - share))
+        return cls(max_sketch_distance=min(cls().max_sketch_distance, round(distance)))
 
     @property
     def crowd_distance(self) -> int:

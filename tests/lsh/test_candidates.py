@@ -15,7 +15,7 @@ from lsh.clusters import greedy_cut
 from lsh.codes import pair_cosines, quantize
 from lsh.crowds import MAX_HEADS
 from lsh.errors import ParameterError
-from lsh.sketches import long_sketches
+from lsh.sketches import WORDS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.terms import TermHasher, TermParams
 
 RANDOM_PARAMS = st.builds(
@@ -103,6 +103,23 @@ def test_shared_terms_are_counted() -> None:
 
     assert found.pairs.tolist() == [[0, 3], [0, 6], [3, 6]]
     assert found.shared_terms.tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize("cosine", [0.8, 0.89, 0.95, 0.99])
+def test_sketches_lose_hardly_a_pair_of_the_similarity_they_are_for(cosine: float) -> None:
+    """Of pairs at exactly the lowest similarity at most one in 500 lies beyond the distance chosen for it."""
+    rng = np.random.default_rng(0)
+    left, change = (rng.normal(size=(20_000, 256)).astype(np.float32) for _ in range(2))
+    left /= np.linalg.norm(left, axis=1, keepdims=True)
+    change -= np.einsum("nd,nd->n", change, left)[:, None] * left
+    change /= np.linalg.norm(change, axis=1, keepdims=True)
+    right = np.float32(cosine) * left + np.float32(np.sqrt(1 - cosine**2)) * change
+
+    distances = hamming_distances(*(long_sketches(rows, num_words=WORDS_PER_SKETCH) for rows in (left, right)))
+
+    limit = CandidateParams.for_similarity(cosine).max_sketch_distance
+    assert (distances > limit).mean() <= 1 / 500
+    assert np.median(distances) < limit - 5
 
 
 def test_no_postings_have_no_candidates() -> None:
