@@ -14,7 +14,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-from batch_jobs import embed_regions, schemas
+from batch_jobs import schemas
 from batch_jobs.decisions import Decisions
 from batch_jobs.embed_images import EmbedTask
 from batch_jobs.embed_regions import region_batches
@@ -28,7 +28,7 @@ from batch_jobs.settings import RunSettings
 from embed.decoding import ImageLimits
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import load_pair_scorer
-from embed.regions import NUM_REGIONS, REGION_MARGIN, load_region_embedder
+from embed.regions import NUM_REGIONS, REGION_MARGIN
 from lsh.codes import pair_cosines, quantize
 from tests.photos import synthetic_photo
 
@@ -221,12 +221,8 @@ def test_a_match_by_a_part_is_explained(crops_run: Run, settings: RunSettings) -
 
 
 @pytest.mark.tensorflow
-def test_an_image_that_cannot_be_read_any_more_has_no_regions(
-    tiny_embedder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_cannot_be_read_any_more_has_no_regions(tiny_embedder: str, tmp_path: Path) -> None:
     """A file that was removed since it was embedded is left out, and the others keep their numbers."""
-    # This process may run TensorFlow already, on as many threads as there are.
-    monkeypatch.setattr(embed_regions, "load_once", lambda *_: load_region_embedder(tiny_embedder))
     for doc in (0, 2):
         synthetic_photo(doc).save(tmp_path / f"{doc}.png")
     task = EmbedTask(embedder=tiny_embedder, dtype="float32", num_threads=1, root=str(tmp_path), limits=ImageLimits())
