@@ -161,6 +161,8 @@ class Workspace:
             self.check_lease()
             aside.rename(target)
             _sync_folder(self.steps_folder)
+        except ConnectionError:  # of Spark's Java process, and no fault of the workspace
+            raise
         except OSError as error:
             raise workspace_error(self.folder, error) from error
         output = _output(step, key, target, commit, reused=False)

@@ -134,6 +134,16 @@ def test_a_full_disk_is_said_in_plain_words(tmp_path: Path) -> None:
         workspace.step("numbers", inputs=INPUTS, write=fill, tables=())
 
 
+def test_a_lost_connection_is_no_fault_of_the_workspace(tmp_path: Path) -> None:
+    """When Spark's Java process dies, calling it raises an OSError as well, which the pipeline tells as Spark's."""
+
+    def write(_: Path) -> Mapping[str, Any]:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    with Workspace(tmp_path) as workspace, pytest.raises(ConnectionRefusedError):
+        workspace.step("numbers", inputs=INPUTS, write=write, tables=("numbers",))
+
+
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
     """A path that cannot be a folder is an error, not a traceback."""
     (tmp_path / "file").touch()
