@@ -1,7 +1,7 @@
 """Step 4, candidates: pairs of images that share terms.
 
-A task reads the term blocks of one part, walks each bucket, and packs the pairs it finds into one binary row per range
-of left docs. A pair found in several parts is merged, its shared terms added up, in the next step.
+A task reads the term blocks of one part, walks each bucket, and packs the pairs it finds into binary rows by the range
+of their left docs. A pair found in several of them is merged, its shared terms added up, in the next step.
 
 A night joins new against all and new against new: known blocks are only scanned for the terms of new docs.
 """
@@ -26,16 +26,18 @@ from lsh.blocks import decode_term_blocks, encode_pair_block
 from lsh.candidates import CandidateParams, Candidates
 from lsh.leaders import Leaders, candidates_with_leaders
 from lsh.new_candidates import new_candidates
+from lsh.pair_tally import Spill
 
-PAIR_BLOCKS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS)
+PAIR_BLOCKS_ARROW, PAIR_COUNTS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS), schemas.arrow(schemas.PAIR_COUNTS)
 
 STEP = "candidates"
 TABLES = ("pair_blocks",)
 PART_BYTES = 3 << 29
 """What joining one part may take."""
+PAIRS_PER_BLOCK = 1 << 22
 _BYTES_PER_DOC = 90
 _BYTES_PER_POSTING = 76
-"""A posting and, as measured at four million images, its share of the pairs."""
+"""A posting and, as measured at four million images, its share of the pairs; these are spilled when they are many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,17 +62,9 @@ def find_candidates(runner: TaskRunner, folder: Path, *, join: Join, num_parts: 
     (folder / "pair_blocks").mkdir()
 
     def write_pairs(part: int) -> pa.Table:
-        found = join_part(part, join)
-        write_pair_blocks(found, folder / "pair_blocks", part=part)
-        return found.drop_columns(["left_range", "block"])
+        return join_part(part, join, folder / "pair_blocks")
 
     return pair_counts(runner.run(num_parts, write_pairs, returns=schemas.PAIR_COUNTS, folder=folder))
-
-
-def write_pair_blocks(found: pa.Table, folder: Path, *, part: int) -> None:
-    """The `PAIR_BLOCKS` rows of one part as its file, each block a row group that can be read alone."""
-    with parquet_file(folder / f"part-{part:05d}.parquet", PAIR_BLOCKS_ARROW, compression="none") as file:
-        file.write_table(found, row_group_size=1)
 
 
 def pair_counts(counts: pa.Table) -> dict[str, int]:
@@ -95,33 +89,52 @@ def fitting_parts(num_docs: int, *, num_tables: int) -> int:
     return max(1, naming_all if naming_all <= num_tables else naming_some)
 
 
-def join_part(part: int, join: Join) -> pa.Table:
-    """All term blocks of one part to `PAIR_BLOCKS` rows, one per range of left docs."""
-    found = _found_in(part, join)
-    # Pairs are sorted by their left doc, so each range is one slice.
-    last_range = int(found.pairs[-1, 0]) // join.docs_per_range if len(found.pairs) else -1
-    ranges = np.arange(last_range + 2)
-    bounds = np.searchsorted(found.pairs[:, 0], (ranges * join.docs_per_range).astype(np.uint64))
-    rows = [
-        {
-            "part": part,
-            "left_range": int(left_range),
-            "num_pairs": int(end - start),
-            "block": encode_pair_block(found.pairs[start:end], found.shared_terms[start:end]),
-        }
-        for left_range, start, end in zip(ranges[:-1], bounds[:-1], bounds[1:], strict=True)
-        if start < end
-    ]
-    return pa.Table.from_pylist([{"part": part, **_counts(found)}, *rows], schema=PAIR_BLOCKS_ARROW)
+def join_part(part: int, join: Join, folder: Path) -> pa.Table:
+    """Join all term blocks of one part; writes its file of `PAIR_BLOCKS` and returns its `PAIR_COUNTS`.
+
+    Each block is a row group, which can be read alone; one for a range of left docs, more where it has many pairs.
+    """
+    num_pairs = 0
+    with parquet_file(folder / f"part-{part:05d}.parquet", PAIR_BLOCKS_ARROW, compression="none") as file:
+
+        def write(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> None:
+            nonlocal num_pairs
+            num_pairs += len(pairs)
+            for left_range, rows in _blocks_of(pairs[:, 0], join.docs_per_range):
+                block = encode_pair_block(pairs[rows], shared_terms[rows])
+                row = {"part": part, "left_range": left_range, "num_pairs": rows.stop - rows.start, "block": block}
+                file.write_table(pa.Table.from_pylist([row], schema=PAIR_BLOCKS_ARROW))
+
+        found = _found_in(part, join, write)
+        write(found.pairs, found.shared_terms)
+        counts = {"part": part, "num_pairs": num_pairs, **_counts(found)}
+        file.write_table(pa.Table.from_pylist([{**counts, "num_pairs": None}], schema=PAIR_BLOCKS_ARROW))
+    return pa.Table.from_pylist([counts], schema=PAIR_COUNTS_ARROW)
 
 
-def _found_in(part: int, join: Join) -> Candidates:
+def _blocks_of(lefts: NDArray[np.uint64], docs_per_range: int) -> Iterator[tuple[int, slice]]:
+    """Each range of the left docs of sorted pairs with its rows, at most `PAIRS_PER_BLOCK` at a time."""
+    start = 0
+    while start < lefts.size:
+        left_range = int(lefts[start]) // docs_per_range
+        end = int(np.searchsorted(lefts, np.uint64((left_range + 1) * docs_per_range)))
+        end = min(end, start + PAIRS_PER_BLOCK)
+        yield left_range, slice(start, end)
+        start = end
+
+
+def _found_in(part: int, join: Join, spill: Spill) -> Candidates:
     new = list(read_blocks(join.new, part))
     if not join.known:
-        return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders)
+        return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders, spill=spill)
     known = (block for table in join.known for block in read_blocks(table, part))
     return new_candidates(
-        known, new, join.params, removed_docs=join.removed_docs.astype(np.uint64), among_new=join.among_new
+        known,
+        new,
+        join.params,
+        removed_docs=join.removed_docs.astype(np.uint64),
+        among_new=join.among_new,
+        spill=spill,
     )
 
 

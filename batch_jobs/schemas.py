@@ -64,9 +64,6 @@ PAIR_COUNTS = (
 )
 """`PAIR_BLOCKS` without the blocks."""
 
-SCORED = "left_doc long, right_doc long, similarity float, score float, shared_terms int, histogram binary"
-"""What a task of `select_matches` makes: matches, and one row that only holds the scores' histogram."""
-
 HISTOGRAMS = "histogram binary"
 
 EDGES = "left_doc long, right_doc long, similarity float, score float, shared_terms int"

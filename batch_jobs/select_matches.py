@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -33,12 +32,14 @@ from embed.pair_scoring import PairScorer
 from lsh.blocks import decode_pair_blocks
 from lsh.codes import pair_cosines
 
-SCORED_ARROW = schemas.arrow(schemas.SCORED)
+EDGES_ARROW, HISTOGRAMS_ARROW = schemas.arrow(schemas.EDGES), schemas.arrow(schemas.HISTOGRAMS)
 
 STEP = "select"
 TABLES = ("edges",)
 HISTOGRAM_BINS = 100
 DOCS_PER_STRIP = 32_768
+PAIRS_AT_ONCE = 1 << 24
+"""What a task verifies at once; 50 bytes each."""
 
 Match = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float32]]]
 """From pairs of docs `(m, 2)` to whether each is a match, and its score."""
@@ -68,41 +69,59 @@ def select_matches(
 ) -> Mapping[str, Any]:
     """Write `edges`; returns the histogram of the candidates' scores over -1..1."""
     (folder / "edges").mkdir()
-    ranges = left_ranges(pair_blocks)
+    ranges = pairs_by_range(pair_blocks)
 
     def write_matches(number: int) -> pa.Table:
-        blocks = read_pair_blocks(pair_blocks, ranges[number])
-        scored = verify_blocks(blocks, codes=codes, selection=selection, docs_per_range=docs_per_range)
-        write_edges(scored, folder / "edges", left_range=ranges[number])
-        return histogram_rows(scored)
+        left_range, num_pairs = ranges[number]
+        histogram = np.zeros(HISTOGRAM_BINS, np.int64)
+        with parquet_file(folder / "edges" / f"part-{left_range:05d}.parquet", EDGES_ARROW) as file:
+            for lefts in strips_of_lefts(left_range, num_pairs, docs_per_range=docs_per_range):
+                pairs, shared_terms = decode_pair_blocks(read_pair_blocks(pair_blocks, left_range), lefts=lefts)
+                edges, scores = verified(
+                    pairs, shared_terms, codes=codes, selection=selection, docs_per_range=docs_per_range
+                )
+                file.write_table(edges, row_group_size=ROWS_PER_GROUP)
+                histogram += np.histogram(scores, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))[0]
+        return pa.Table.from_pylist([{"histogram": histogram.astype("<i8").tobytes()}], schema=HISTOGRAMS_ARROW)
 
     histograms = runner.run(len(ranges), write_matches, returns=schemas.HISTOGRAMS, folder=folder)
     if not ranges:
-        write_edges(SCORED_ARROW.empty_table(), folder / "edges", left_range=0)
+        with parquet_file(folder / "edges" / "part-00000.parquet", EDGES_ARROW):
+            pass
     return histogram_stats(histograms)
 
 
-def left_ranges(pair_blocks: str) -> list[int]:
-    """The ranges of left docs that have pairs, ascending."""
-    ranges = read_columns((pair_blocks,), ["left_range"])["left_range"]
-    return sorted(pc.unique(ranges).drop_null().to_pylist())
+def pairs_by_range(pair_blocks: str) -> list[tuple[int, int]]:
+    """The ranges of left docs that have pairs, ascending, and how many pairs the blocks of each have."""
+    blocks = read_columns((pair_blocks,), ["left_range", "num_pairs"]).drop_null()
+    counts = blocks.group_by("left_range").aggregate([("num_pairs", "sum")]).sort_by("left_range")
+    return list(zip(counts["left_range"].to_pylist(), counts["num_pairs_sum"].to_pylist(), strict=True))
 
 
-def read_pair_blocks(pair_blocks: str, left_range: int) -> pa.Table:
-    """The column `block` of the rows of one range, in the order of parts."""
-    return read_columns((pair_blocks,), ["block"], where=pyarrow.dataset.field("left_range") == left_range)
+def strips_of_lefts(left_range: int, num_pairs: int, *, docs_per_range: int) -> Iterator[range]:
+    """The left docs of a range of so many pairs, cut evenly into strips of about `PAIRS_AT_ONCE`.
+
+    >>> list(strips_of_lefts(2, 3 * PAIRS_AT_ONCE, docs_per_range=10))
+    [range(20, 23), range(23, 26), range(26, 30)]
+    """
+    num_strips = min(docs_per_range, max(1, -(-num_pairs // PAIRS_AT_ONCE)))
+    first = left_range * docs_per_range
+    bounds = [first + number * docs_per_range // num_strips for number in range(num_strips + 1)]
+    yield from map(range, bounds[:-1], bounds[1:])
 
 
-def write_edges(scored: pa.Table, folder: Path, *, left_range: int) -> None:
-    """The matches among `SCORED` rows as the file of one range."""
-    edges = scored.filter(pc.is_null(scored["histogram"])).drop_columns("histogram")
-    with parquet_file(folder / f"part-{left_range:05d}.parquet", edges.schema) as file:
-        file.write_table(edges, row_group_size=ROWS_PER_GROUP)
-
-
-def histogram_rows(scored: pa.Table) -> pa.Table:
-    """The histograms among `SCORED` rows."""
-    return scored.select(["histogram"]).filter(pc.is_valid(scored["histogram"]))
+def read_pair_blocks(pair_blocks: str, left_range: int) -> Iterator[memoryview]:
+    """The blocks of one range, one at a time, in the order of parts."""
+    scanner = pyarrow.dataset.dataset(pair_blocks, format="parquet").scanner(
+        columns=["block"],
+        filter=pyarrow.dataset.field("left_range") == left_range,
+        use_threads=False,
+        batch_readahead=1,
+        fragment_readahead=1,
+    )
+    for batch in scanner.to_batches():
+        for block in batch["block"]:
+            yield memoryview(block.as_buffer())
 
 
 def histogram_stats(histograms: pa.Table) -> dict[str, Any]:
@@ -113,32 +132,32 @@ def histogram_stats(histograms: pa.Table) -> dict[str, Any]:
     return {"num_distinct_pairs": int(total.sum()), "score_histogram": total.tolist()}
 
 
-def verify_blocks(table: pa.Table, *, codes: tuple[str, ...], selection: Selection, docs_per_range: int) -> pa.Table:
-    """All pair blocks of one range of left docs to `SCORED` rows."""
-    pairs, shared_terms = decode_pair_blocks(table["block"].to_pylist())
-    enough = shared_terms >= selection.min_shared_terms
-    pairs, shared_terms = pairs[enough], shared_terms[enough]
+def verified(
+    pairs: NDArray[np.uint64],
+    shared_terms: NDArray[np.uint32],
+    *,
+    codes: tuple[str, ...],
+    selection: Selection,
+    docs_per_range: int,
+) -> tuple[pa.Table, NDArray[np.float32]]:
+    """Distinct pairs, ascending, whose left docs share one range: their matches as `EDGES`, and the scores of all."""
+    if selection.min_shared_terms > 1:
+        enough = shared_terms >= selection.min_shared_terms
+        pairs, shared_terms = pairs[enough], shared_terms[enough]
     if selection.verified:
         similarities, scores = _scored(pairs, codes=codes, selection=selection, docs_per_range=docs_per_range)
         matches = scores >= np.float32(selection.min_score)
     else:
         similarities = scores = term_overlap(shared_terms, num_tables=selection.num_tables)
         matches = np.ones(len(pairs), np.bool_)
-    histogram, _ = np.histogram(scores, bins=HISTOGRAM_BINS, range=(-1.0, 1.0))
-    num_rows = int(matches.sum())
-    rows = pa.table(
-        [
-            pairs[matches, 0].astype(np.int64),
-            pairs[matches, 1].astype(np.int64),
-            similarities[matches],
-            scores[matches],
-            shared_terms[matches].astype(np.int32),
-            pa.nulls(num_rows, pa.binary()),
-        ],
-        schema=SCORED_ARROW,
-    )
-    counted = pa.Table.from_pylist([{"histogram": histogram.astype("<i8").tobytes()}], schema=SCORED_ARROW)
-    return pa.concat_tables([rows, counted])
+    columns = [
+        pairs[matches, 0].astype(np.int64),
+        pairs[matches, 1].astype(np.int64),
+        similarities[matches],
+        scores[matches],
+        shared_terms[matches].astype(np.int32),
+    ]
+    return pa.table(columns, schema=EDGES_ARROW), scores
 
 
 def term_overlap(shared_terms: NDArray[np.uint32], *, num_tables: int) -> NDArray[np.float32]:

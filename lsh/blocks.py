@@ -9,7 +9,7 @@ Source of the idea: Gusev and Xu, arXiv 2209.08433, section 4 (inverted index of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ MAX_PARTITIONS = 1 << 16
 MAX_SHARED_TERMS = (1 << 32) - 1
 MAX_WORDS_PER_SKETCH = 64
 _BITS_PER_WORD = 64
+
+_PairColumns = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]
+"""Left docs, right docs and shared terms of pairs, `(m,)` each."""
 
 TERM_BLOCK = FrameFormat(
     name="term block",
@@ -192,30 +195,35 @@ def encode_pair_block(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32
     return PAIR_BLOCK.pack([lefts.size, *(section.size for section in sections)], sections)
 
 
-def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def decode_pair_blocks(
+    blocks: Iterable[FrameBytes], *, lefts: range | None = None
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """The distinct pairs of `blocks`, `(m, 2)` uint64 ascending, and the sum of their shared terms, `(m,)` uint32.
 
-    A pair becomes one word, sorted in place. Raises FormatError for damaged blocks.
+    With `lefts`, consecutive docs, only those pairs whose left doc is one of them: memory is then that of one block and
+    of these pairs, 32 bytes each time that one comes. Raises FormatError for damaged blocks.
     """
-    opened = [PAIR_BLOCK.unpack(block) for block in blocks]
-    if not sum(counts[0] for counts, _ in opened):
+    opened = [_with_lefts(_decoded_pairs(*PAIR_BLOCK.unpack(block)), lefts) for block in blocks]
+    decoded = [part for part in opened if part[0].size]
+    del opened
+    if not decoded:
         return np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.uint32)
-    bounds = np.array([_bounds_of_pairs(*_decoded_pairs(*one)) for one in opened if one[0][0]], dtype=np.uint64)
+    bounds = np.array([_bounds_of_pairs(*part) for part in decoded], dtype=np.uint64)
     first_left = np.uint64(bounds[:, 0].min())
     last_left, last_right, most_shared = (np.uint64(bound) for bound in bounds[:, 1:].max(axis=0))
     right_bits, shared_bits = (np.uint64(int(bound).bit_length()) for bound in (last_right, most_shared))
     if int(last_left - first_left).bit_length() + int(right_bits) + int(shared_bits) > _BITS_PER_WORD:
-        return _pairs_of_any_size([_decoded_pairs(*one) for one in opened])
-    words = np.empty(sum(counts[0] for counts, _ in opened), dtype=np.uint64)
+        return _pairs_of_any_size(decoded)
+    words = np.empty(sum(part[0].size for part in decoded), dtype=np.uint64)
     num_words = 0
-    for counts, body in opened:
-        lefts, rights, shared_terms = _decoded_pairs(counts, body)
-        packed = words[num_words : num_words + lefts.size]
-        np.left_shift(lefts - first_left, right_bits, out=packed)
+    for part_lefts, rights, shared_terms in decoded:
+        packed = words[num_words : num_words + part_lefts.size]
+        np.left_shift(part_lefts - first_left, right_bits, out=packed)
         packed |= rights
         packed <<= shared_bits
         packed |= shared_terms
-        num_words += lefts.size
+        num_words += part_lefts.size
+    decoded.clear()
     words.sort()
     num_pairs, most = _sum_runs(words, shared_bits, totals := np.empty(words.size, dtype=np.uint64))
     _check_shared_terms(int(most))
@@ -225,15 +233,23 @@ def decode_pair_blocks(blocks: Sequence[FrameBytes]) -> tuple[NDArray[np.uint64]
     return pairs, totals[:num_pairs].astype(np.uint32)
 
 
+def _with_lefts(pairs: _PairColumns, lefts: range | None) -> _PairColumns:
+    """The pairs of a block whose left doc is one of `lefts`."""
+    if lefts is None:
+        return pairs
+    first, stop = np.searchsorted(pairs[0], np.array([lefts.start, lefts.stop], dtype=np.uint64))
+    # A view would keep all of the block.
+    left_docs, right_docs, shared_terms = (column[first:stop].copy() for column in pairs)
+    return left_docs, right_docs, shared_terms
+
+
 def _bounds_of_pairs(
     lefts: NDArray[np.uint64], rights: NDArray[np.uint64], shared_terms: NDArray[np.uint64]
 ) -> tuple[int, int, int, int]:
     return int(lefts[0]), int(lefts[-1]), int(rights.max()), int(shared_terms.max())
 
 
-def _pairs_of_any_size(
-    decoded: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def _pairs_of_any_size(decoded: Sequence[_PairColumns]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """What `decode_pair_blocks` returns, of pairs that do not fit in one word with what they share."""
     lefts, rights, shared_terms = sort_by_keys(*(np.concatenate(parts) for parts in zip(*decoded, strict=True)))
     first = np.flatnonzero(starts_of_runs(lefts, rights))
@@ -309,9 +325,7 @@ def checked_postings(
         raise FormatError(f"a term block is damaged: {error}") from error
 
 
-def _decoded_pairs(
-    counts: tuple[int, ...], body: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+def _decoded_pairs(counts: tuple[int, ...], body: NDArray[np.uint8]) -> _PairColumns:
     """Lefts, rights and shared terms of a pair block that `PAIR_BLOCK` has unpacked."""
     num_pairs, *sizes_bytes = counts
     lefts_data, rights_data, shared_terms_data = PAIR_BLOCK.split(body, sizes_bytes)

@@ -37,6 +37,7 @@ from lsh.crowds import (
     pair_with_heads,
 )
 from lsh.errors import ParameterError
+from lsh.pair_tally import PairTally, Spill
 from lsh.sketches import BITS_PER_SKETCH, WORDS_PER_SKETCH
 from lsh.sorting import starts_of_runs
 
@@ -45,7 +46,6 @@ MIN_KEYS_PER_CHUNK = 1 << 22
 _STRETCH = np.uint64(32)
 _ZERO, _ONE, _TWO = np.uint64(0), np.uint64(1), np.uint64(2)
 _ROW_BITS = np.uint64(32)
-_LOW_ROW = np.uint64((1 << 32) - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,7 @@ class CandidateParams:
 class Candidates:
     """Distinct `pairs` `(m, 2)` uint64 docs, left below right, ascending; `shared_terms` `(m,)` uint32; and counts.
 
+    What was spilled is not among the pairs, but in the counts of buckets.
     `num_cut_pairs` counts, over the `num_cut_buckets` that were crowded or oversized and have a new doc, the pairs with
     a new doc that were never compared there.
     """
@@ -106,11 +107,26 @@ class Candidates:
     num_cut_buckets: int
     num_cut_pairs: int
 
+    @classmethod
+    def of(cls, tally: PairTally, sizes: NDArray[np.int64], *, num_cut_buckets: int, num_cut_pairs: int) -> Candidates:
+        """What is tallied of buckets of these `sizes`."""
+        pairs, shared_terms = tally.take()
+        return cls(
+            pairs=pairs,
+            shared_terms=shared_terms,
+            num_buckets=sizes.size,
+            largest_bucket=int(sizes.max(initial=0)),
+            num_cut_buckets=num_cut_buckets,
+            num_cut_pairs=num_cut_pairs,
+        )
 
-def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
+
+def candidate_pairs(
+    postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0, spill: Spill | None = None
+) -> Candidates:
     """Every pair that shares a term, has a sketch distance of at most `max_sketch_distance` and a doc that is new.
 
-    Memory stays near that of the distinct pairs: keys of pairs are tallied whenever a chunk of buckets is full.
+    Memory stays near that of the distinct pairs, of which `spill` gets what is too much to be held at once.
     """
     if postings.docs.size >= MAX_DOCS_PER_PARTITION:
         raise ParameterError(
@@ -118,11 +134,9 @@ def candidate_pairs(postings: TermPostings, params: CandidateParams, *, first_ne
             f"raise num_partitions"
         )
     bounds = bounds_of_buckets(postings.terms)
-    tally = PairTally()
+    tally = PairTally(postings.docs, spill)
     cut_terms, num_cut_pairs = tally_buckets(tally, postings, bounds, params, first_new_doc=first_new_doc)
-    return tally.candidates(
-        postings.docs, sizes=np.diff(bounds), num_cut_buckets=cut_terms.size, num_cut_pairs=num_cut_pairs
-    )
+    return Candidates.of(tally, np.diff(bounds), num_cut_buckets=cut_terms.size, num_cut_pairs=num_cut_pairs)
 
 
 def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -245,47 +259,6 @@ def tally_cut(
     return num_cut_pairs
 
 
-class PairTally:
-    """How often each pair occurred, a key being the left row above the right row.
-
-    Sorted runs of about equal length are merged as they come, so a key is moved a logarithmic number of times.
-    """
-
-    def __init__(self) -> None:
-        self._runs: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
-
-    def add(self, keys: NDArray[np.uint64]) -> None:
-        keys = np.sort(keys)
-        first = np.flatnonzero(starts_of_runs(keys))
-        self._runs.append((keys[first], np.diff(first, append=keys.size).astype(np.uint32)))
-        while len(self._runs) > 1 and self._runs[-2][0].size < 2 * self._runs[-1][0].size:
-            self._merge_last()
-
-    def total(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """The distinct keys, ascending, and how often each was added."""
-        while len(self._runs) > 1:
-            self._merge_last()
-        return self._runs[0] if self._runs else (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint32))
-
-    def candidates(
-        self, docs: NDArray[np.uint64], *, sizes: NDArray[np.int64], num_cut_buckets: int, num_cut_pairs: int
-    ) -> Candidates:
-        """The pairs of the rows of `docs`, found in buckets of these `sizes`."""
-        keys, shared_terms = self.total()
-        return Candidates(
-            pairs=pairs_of(keys, docs),
-            shared_terms=shared_terms,
-            num_buckets=sizes.size,
-            largest_bucket=int(sizes.max(initial=0)),
-            num_cut_buckets=num_cut_buckets,
-            num_cut_pairs=num_cut_pairs,
-        )
-
-    def _merge_last(self) -> None:
-        right, left = self._runs.pop(), self._runs.pop()
-        self._runs.append(_merged(*left, *right))
-
-
 def regular_keys(
     doc_rows: NDArray[np.int64],
     sketches: NDArray[np.uint64],
@@ -376,38 +349,6 @@ def _num_bits(postings: TermPostings) -> int:
 def _first_bit(term: int, postings: TermPostings) -> int:
     """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
     return int(mix64(np.uint64(term))) % _num_bits(postings)
-
-
-@njit(cache=True, nogil=True)
-def pairs_of(keys: NDArray[np.uint64], docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The docs `(m, 2)` of keys."""
-    pairs = np.empty((keys.size, 2), np.uint64)
-    for i in range(keys.size):
-        pairs[i, 0], pairs[i, 1] = docs[keys[i] >> _ROW_BITS], docs[keys[i] & _LOW_ROW]
-    return pairs
-
-
-@njit(cache=True, nogil=True)
-def _merged(
-    left: NDArray[np.uint64],
-    left_counts: NDArray[np.uint32],
-    right: NDArray[np.uint64],
-    right_counts: NDArray[np.uint32],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Two ascending runs of distinct keys as one; the counts of a key in both are added."""
-    keys, counts = np.empty(left.size + right.size, np.uint64), np.empty(left.size + right.size, np.uint32)
-    i = j = num_keys = 0
-    while i < left.size and j < right.size:
-        takes_left, takes_right = left[i] <= right[j], right[j] <= left[i]
-        keys[num_keys] = left[i] if takes_left else right[j]
-        counts[num_keys] = left_counts[i] * np.uint32(takes_left) + right_counts[j] * np.uint32(takes_right)
-        i += int(takes_left)
-        j += int(takes_right)
-        num_keys += 1
-    num_rest = left.size - i + right.size - j
-    keys[num_keys : num_keys + num_rest] = left[i:] if i < left.size else right[j:]
-    counts[num_keys : num_keys + num_rest] = left_counts[i:] if i < left.size else right_counts[j:]
-    return keys[: num_keys + num_rest], counts[: num_keys + num_rest]
 
 
 @njit(cache=True, nogil=True)

@@ -24,7 +24,6 @@ from lsh.blocks import TermPostings
 from lsh.candidates import (
     CandidateParams,
     Candidates,
-    PairTally,
     bounds_of_buckets,
     brute_force_candidates,
     candidate_pairs,
@@ -32,6 +31,7 @@ from lsh.candidates import (
     tally_buckets,
 )
 from lsh.crowds import are_within, doc_ranks, pair_with_heads
+from lsh.pair_tally import PairTally, Spill
 from lsh.sketches import WORDS_PER_SKETCH
 
 NUM_SAMPLED: Final = 16_384
@@ -119,13 +119,15 @@ def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
         remaining -= crowds[leader]
 
 
-def candidates_with_leaders(postings: TermPostings, params: CandidateParams, leaders: Leaders) -> Candidates:
+def candidates_with_leaders(
+    postings: TermPostings, params: CandidateParams, leaders: Leaders, *, spill: Spill | None = None
+) -> Candidates:
     """As `candidate_pairs` of docs that are all new, but led docs are compared with leaders alone.
 
     A bucket in which pairs were left out for that counts as cut. Sketches of leaders have as many words as the docs'.
     """
     if not leaders.docs.size:
-        return candidate_pairs(postings, params)
+        return candidate_pairs(postings, params, spill=spill)
     is_leader = np.isin(postings.docs, leaders.docs)[postings.doc_rows]
     is_other = ~_are_led(postings.sketches, leaders.sketches, _led_within(params))[postings.doc_rows]
     bounds = bounds_of_buckets(postings.terms)
@@ -133,16 +135,16 @@ def candidates_with_leaders(postings: TermPostings, params: CandidateParams, lea
         np.add.reduceat(which, bounds[:-1], dtype=np.int64) if which.size else np.empty(0, np.int64)
         for which in (np.ones(is_other.size, np.bool_), is_leader, is_other)
     )
-    tally = PairTally()
+    tally = PairTally(postings.docs, spill)
     for bucket in np.flatnonzero(num_leaders).tolist():
         tally.add(_keys_with_leaders(postings, slice(bounds[bucket], bounds[bucket + 1]), is_leader, params))
     others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
     cut_terms, num_cut_pairs = tally_buckets(tally, others, bounds_of_buckets(others.terms), params)
     num_compared = num_leaders * (sizes - 1) - num_leaders * (num_leaders - 1) // 2
     num_left_out = sizes * (sizes - 1) // 2 - num_others * (num_others - 1) // 2 - num_compared
-    return tally.candidates(
-        postings.docs,
-        sizes=sizes,
+    return Candidates.of(
+        tally,
+        sizes,
         num_cut_buckets=np.union1d(cut_terms, postings.terms[bounds[:-1]][num_left_out > 0]).size,
         num_cut_pairs=num_cut_pairs + int(num_left_out.sum()),
     )

@@ -23,7 +23,6 @@ from lsh.candidates import (
     MIN_KEYS_PER_CHUNK,
     CandidateParams,
     Candidates,
-    PairTally,
     candidate_pairs,
     regular_keys,
     tally_cut,
@@ -31,6 +30,7 @@ from lsh.candidates import (
 from lsh.crowds import UNCUT_PER_CROWD, doc_ranks, is_crowd
 from lsh.errors import FormatError
 from lsh.framing import FrameBytes
+from lsh.pair_tally import PairTally, Spill
 from lsh.sketches import WORDS_PER_SKETCH
 from lsh.sorting import starts_of_runs
 
@@ -57,6 +57,7 @@ def new_candidates(
     *,
     removed_docs: NDArray[np.uint64],
     among_new: bool = True,
+    spill: Spill | None = None,
 ) -> Candidates:
     """What `candidate_pairs` finds in the postings of `join_term_blocks`, where the docs of `new` are the new ones.
 
@@ -68,25 +69,37 @@ def new_candidates(
     terms = added.terms[is_first]
     shared = list(_coalesced(_shared(known, terms, removed_docs)))
     if not shared and among_new:
-        return candidate_pairs(added, params)
+        return candidate_pairs(added, params, spill=spill)
     if not shared:
-        return PairTally().candidates(added.docs, sizes=np.empty(0, np.int64), num_cut_buckets=0, num_cut_pairs=0)
+        return Candidates.of(PairTally(added.docs), np.empty(0, np.int64), num_cut_buckets=0, num_cut_pairs=0)
+    first_new_doc = int(added.docs[0])
+    if not among_new and spill is not None:
+        spill = _spill_with_known(spill, first_new_doc)
     shared.append(_of_new(added, is_first))
     docs = np.concatenate([part.docs for part in shared])
     have_usual_sketches = all(part.sketches.shape[1] == WORDS_PER_SKETCH for part in shared)
     if have_usual_sketches and np.all(docs[1:] > docs[:-1]):
         buckets = _Buckets.of(shared, terms, docs)
         del shared
-        found = _paired(buckets, params, among_new=among_new)
+        found = _paired(buckets, params, among_new=among_new, spill=spill)
     else:
-        found = candidate_pairs(_joined(shared, terms), params, first_new_doc=int(added.docs[0]))
-    return found if among_new else _with_known(found, int(added.docs[0]))
+        found = candidate_pairs(_joined(shared, terms), params, first_new_doc=first_new_doc, spill=spill)
+    if among_new:
+        return found
+    pairs, shared_terms = _with_known(found.pairs, found.shared_terms, first_new_doc)
+    return replace(found, pairs=pairs, shared_terms=shared_terms)
 
 
-def _with_known(found: Candidates, first_new_doc: int) -> Candidates:
+def _with_known(
+    pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32], first_new_doc: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Without the pairs of two new docs, some of which the heads of cut buckets make."""
-    is_wanted = found.pairs[:, 0] < np.uint64(first_new_doc)
-    return replace(found, pairs=found.pairs[is_wanted], shared_terms=found.shared_terms[is_wanted])
+    is_wanted = pairs[:, 0] < np.uint64(first_new_doc)
+    return pairs[is_wanted], shared_terms[is_wanted]
+
+
+def _spill_with_known(spill: Spill, first_new_doc: int) -> Spill:
+    return lambda pairs, shared_terms: spill(*_with_known(pairs, shared_terms, first_new_doc))
 
 
 def join_term_blocks(
@@ -157,7 +170,7 @@ class _Buckets:
         return checked_postings(self.terms[number[order]], doc_rows, self.docs, self.sketches)
 
 
-def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool) -> Candidates:
+def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool, spill: Spill | None) -> Candidates:
     ranks = doc_ranks(buckets.docs)
     is_cut = _are_crowded(
         buckets.ends,
@@ -169,7 +182,7 @@ def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool) -> C
         params.crowd_size,
     )
     is_cut |= buckets.sizes > params.max_bucket_size
-    tally = PairTally()
+    tally = PairTally(buckets.docs, spill)
     for keys in _keys_with_known(buckets, ~is_cut, params):
         tally.add(keys)
     if among_new:
@@ -179,9 +192,7 @@ def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool) -> C
     cut_starts = np.flatnonzero(starts_of_runs(cut.terms))
     bounds = (cut_starts, np.append(cut_starts[1:], cut.terms.size)[: cut_starts.size])
     num_cut_pairs = tally_cut(tally, cut, bounds, ranks=ranks, params=params, first_new_row=buckets.first_new_row)
-    return tally.candidates(
-        buckets.docs, sizes=buckets.sizes, num_cut_buckets=int(is_cut.sum()), num_cut_pairs=num_cut_pairs
-    )
+    return Candidates.of(tally, buckets.sizes, num_cut_buckets=int(is_cut.sum()), num_cut_pairs=num_cut_pairs)
 
 
 def _keys_with_known(

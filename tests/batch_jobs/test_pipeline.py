@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs import pipeline
+from batch_jobs import find_candidates, pipeline, select_matches
 from batch_jobs.cluster_matches import Edges, cluster_docs
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.pipeline import STEPS, Run, run_pipeline
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
+from lsh import pair_tally
 from lsh.codes import pair_cosines, quantize
 from lsh.terms import TermParams
 
@@ -126,6 +127,26 @@ def test_partitions_do_not_change_the_result(
     """Edges and clusters are the same rows for any number of partitions."""
     run = run_pipeline(settings(embeddings_file, tmp_path, num_partitions=num_partitions))
     assert sorted_edges(run) == sorted_edges(given_run)
+    assert table(run, "cluster", "clusters") == table(given_run, "cluster", "clusters")
+    assert run.steps["select"].stats == given_run.steps["select"].stats
+
+
+def test_candidates_that_are_too_many_at_once_give_the_same_result(
+    given_run: Run, embeddings_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spilled by the join, in blocks of a few, and verified strip by strip: edges and clusters are the same rows."""
+    monkeypatch.setattr(pair_tally, "MAX_TALLIED", 50)
+    monkeypatch.setattr(find_candidates, "PAIRS_PER_BLOCK", 7)
+    monkeypatch.setattr(select_matches, "PAIRS_AT_ONCE", 60)
+    run = run_pipeline(settings(embeddings_file, tmp_path, num_partitions=2, master=None))
+
+    blocks = pq.read_table(run.steps["candidates"].table("pair_blocks"))["num_pairs"].drop_null()
+    assert len(blocks) > 20
+    assert max(blocks.to_pylist()) == 7
+    assert sum(blocks.to_pylist()) == run.steps["candidates"].stats["num_pairs"]
+    assert table(run, "select", "edges") == sorted(
+        table(given_run, "select", "edges"), key=lambda edge: (edge["left_doc"], edge["right_doc"])
+    )
     assert table(run, "cluster", "clusters") == table(given_run, "cluster", "clusters")
     assert run.steps["select"].stats == given_run.steps["select"].stats
 

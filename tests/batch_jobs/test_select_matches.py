@@ -16,12 +16,11 @@ from batch_jobs.select_matches import (
     _by_right_range,
     read_codes,
     term_overlap,
-    verify_blocks,
+    verified,
 )
 from embed.calibration.calibration import Calibration, Promise
 from embed.pair_classifier.classifier import PairClassifier
 from embed.pair_scoring import PairScorer
-from lsh.blocks import encode_pair_block
 from lsh.errors import ParameterError
 
 PAIRS = np.array([[0, 1], [0, 2], [1, 3]], dtype=np.uint64)
@@ -29,10 +28,8 @@ SHARED_TERMS = np.array([1, 3, 8], dtype=np.uint32)
 
 
 def selected(selection: Selection, *, codes: Path) -> list[tuple[int, int, float, float, int]]:
-    blocks = pa.table({"block": [encode_pair_block(PAIRS, SHARED_TERMS)]})
-    table = verify_blocks(blocks, codes=(str(codes),), selection=selection, docs_per_range=4)
-    rows = table.filter(pa.compute.is_null(table["histogram"])).to_pylist()
-    return [(row["left_doc"], row["right_doc"], row["similarity"], row["score"], row["shared_terms"]) for row in rows]
+    edges, _ = verified(PAIRS, SHARED_TERMS, codes=(str(codes),), selection=selection, docs_per_range=4)
+    return [tuple(row.values()) for row in edges.to_pylist()]
 
 
 @pytest.fixture
@@ -129,8 +126,8 @@ def test_pairs_are_taken_by_the_range_of_their_right_doc(docs_per_range: int) ->
 
 def test_a_pair_without_a_code_is_refused(codes: Path) -> None:
     """A doc that no segment has a code for cannot be verified by that of another."""
-    blocks = pa.table({"block": [encode_pair_block(np.array([[0, 9]], np.uint64), np.ones(1, np.uint32))]})
+    pairs, shared_terms = np.array([[0, 9]], np.uint64), np.ones(1, np.uint32)
     selection = Selection(dim=2, scorer=PairScorer(), min_score=0.8, min_shared_terms=1, num_tables=16)
 
     with pytest.raises(ParameterError, match="right_rows holds -1"):
-        verify_blocks(blocks, codes=(str(codes),), selection=selection, docs_per_range=10)
+        verified(pairs, shared_terms, codes=(str(codes),), selection=selection, docs_per_range=10)

@@ -266,6 +266,20 @@ def test_pair_blocks_merge_to_distinct_pairs_with_summed_terms(parts: list[dict[
     assert shared_terms.tolist() == [totals[pair] for pair in sorted(totals)]
 
 
+@given(st.lists(counted_pairs, max_size=3), st.sampled_from([0, 3, 2**30 + 2]), st.integers(0, 9))
+def test_pair_blocks_are_read_for_some_left_docs(
+    parts: list[dict[tuple[int, int], int]], first: int, num_docs: int
+) -> None:
+    """`lefts` leaves out the pairs of all other left docs and nothing else."""
+    blocks = [pair_block_of(part) for part in parts]
+    pairs, shared_terms = decode_pair_blocks(blocks)
+    found = decode_pair_blocks(iter(blocks), lefts=range(first, first + num_docs))
+
+    is_wanted = (pairs[:, 0] >= first) & (pairs[:, 0] < first + num_docs)
+    np.testing.assert_array_equal(found[0], pairs[is_wanted])
+    np.testing.assert_array_equal(found[1], shared_terms[is_wanted])
+
+
 def test_shared_terms_over_32_bits_raise() -> None:
     """A pair whose shared terms add up to more than 32 bits raises FormatError instead of wrapping around."""
     block = encode_pair_block(words([1, 2]).reshape(1, 2), np.array([2**32 - 1], dtype=np.uint32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lsh import candidates as candidates_module
 from lsh import new_candidates as module
-from lsh.blocks import TERM_BLOCK, TermPostings, encode_term_blocks
+from lsh import pair_tally
+from lsh.blocks import TERM_BLOCK, TermPostings, decode_pair_blocks, encode_pair_block, encode_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 from lsh.errors import FormatError
 from lsh.new_candidates import join_term_blocks, new_candidates
+from lsh.pair_tally import Spill
 from lsh.variable_byte import encode, encode_sorted
 
 RANDOM_PARAMS = st.builds(
@@ -102,6 +106,33 @@ def test_without_pairs_among_the_new_all_others_stay(
     has_known = every.pairs[:, 0] < num_known
     np.testing.assert_array_equal(found.pairs, every.pairs[has_known])
     np.testing.assert_array_equal(found.shared_terms, every.shared_terms[has_known])
+
+
+@pytest.mark.parametrize("among_new", [False, True])
+@pytest.mark.parametrize("num_known", [0, 500])
+def test_spills_and_the_rest_are_all_candidates(
+    monkeypatch: pytest.MonkeyPatch, *, num_known: int, among_new: bool
+) -> None:
+    """What is spilled and what comes back are together the same pairs, sharing the same terms."""
+    docs = np.arange(600, dtype=np.uint64)
+    known, new = (block_of(part, num_terms=40, seed=3) for part in np.split(docs, [num_known]))
+    params = CandidateParams(max_sketch_distance=80)
+    blocks: list[bytes] = []
+
+    def found(spill: Spill | None) -> Candidates:
+        return new_candidates(
+            [known] if num_known else [], [new], params, removed_docs=words([]), among_new=among_new, spill=spill
+        )
+
+    expected = found(None)
+    monkeypatch.setattr(module, "MIN_KEYS_PER_CHUNK", 50)
+    monkeypatch.setattr(candidates_module, "MIN_KEYS_PER_CHUNK", 50)
+    monkeypatch.setattr(pair_tally, "MAX_TALLIED", 100)
+    rest = found(lambda pairs, shared_terms: blocks.append(encode_pair_block(pairs, shared_terms)))
+    pairs, shared_terms = decode_pair_blocks([*blocks, encode_pair_block(rest.pairs, rest.shared_terms)])
+
+    assert len(rest.pairs) < 100
+    assert_same(replace(rest, pairs=pairs, shared_terms=shared_terms), expected)
 
 
 def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
