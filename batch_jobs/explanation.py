@@ -78,7 +78,7 @@ class ImageExplanation:
 class PairExplanation:
     """All about a pair. Figures are None where the run did not come to them; `in_one_cluster` is the outcome.
 
-    `region_similarity` is that of one image with a part of the other, where that made them a match.
+    `view_similarity` is that of one image with a part of the other, where that made them a match.
     """
 
     run_id: str
@@ -91,7 +91,7 @@ class PairExplanation:
     similarity: float | None = None
     score: float | None = None
     min_score: float | None = None
-    region_similarity: float | None = None
+    view_similarity: float | None = None
     is_match: bool = False
     in_one_cluster: bool = False
     verdict: str
@@ -299,7 +299,7 @@ def _measured(tables: RunTables, docs: list[int]) -> dict[str, Any]:
     else:
         similarities = scores = term_overlap(np.array([shared_terms], np.uint32), num_tables=params.num_tables)
     edge = next((one for one in tables.edges([docs[0]]) if {one["left_doc"], one["right_doc"]} == set(docs)), None)
-    is_crop = edge is not None and scores[0] < selection["min_score"]
+    is_by_view = edge is not None and scores[0] < selection["min_score"]
     return {
         "shared_terms": shared_terms,
         "min_shared_terms": selection["min_shared_terms"],
@@ -308,7 +308,7 @@ def _measured(tables: RunTables, docs: list[int]) -> dict[str, Any]:
         "similarity": float(similarities[0]),
         "score": float(scores[0]),
         "min_score": selection["min_score"],
-        "region_similarity": edge["similarity"] if edge and is_crop else None,
+        "view_similarity": edge["similarity"] if edge and is_by_view else None,
         "is_match": edge is not None,
     }
 

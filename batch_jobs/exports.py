@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, find_crops, select_matches
+from batch_jobs import catalogue, cluster_matches, compare_views, embed_images, find_candidates, select_matches
 from batch_jobs.cluster_lines import CSV_HEADER, csv_lines, json_lines
 from batch_jobs.make_terms import binary_values
 from batch_jobs.pipeline import Run
@@ -22,7 +22,7 @@ OWN_TABLES = (
     (catalogue.STEP, "catalogue"),
     (embed_images.STEP, "embeddings"),
     (select_matches.STEP, "edges"),
-    (find_crops.STEP, "crop_edges"),
+    (compare_views.STEP, "view_edges"),
 )
 """Tables that hold what the run itself has added; a night without new images adds none."""
 
@@ -67,7 +67,7 @@ def run_counts(run: Run) -> dict[str, Any]:
         "duplicates": counts["num_duplicates"],
         "reclaimable_bytes": counts["reclaimable_bytes"],
         "candidates": run.steps[select_matches.STEP].stats["num_distinct_pairs"],
-        "crop_matches": run.steps[find_crops.STEP].num_rows["crop_edges"] if find_crops.STEP in run.steps else 0,
+        "view_matches": run.steps[compare_views.STEP].num_rows["view_edges"] if compare_views.STEP in run.steps else 0,
         "cut_buckets": run.steps[find_candidates.STEP].stats["num_cut_buckets"],
         "cut_pairs": run.steps[find_candidates.STEP].stats["num_cut_pairs"],
         "min_score": run.model.min_score,

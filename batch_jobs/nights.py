@@ -123,7 +123,7 @@ class Known:
             embeddings=extended(self.embeddings, "embed", "embeddings"),
             term_blocks=extended(self.term_blocks, "terms", "term_blocks"),
             codes=extended(self.codes, "terms", "codes"),
-            edges=extended(extended(self.edges, "select", "edges"), "crops", "crop_edges"),
+            edges=extended(extended(self.edges, "select", "edges"), "compare", "view_edges"),
         )
 
 

@@ -1,6 +1,6 @@
 """The pipeline: the steps in their order, each committed before the next, each found again when it is already there.
 
-images -> catalogue -> embed -> terms -> candidates -> select (-> regions -> crops) -> cluster
+images -> catalogue -> embed -> terms -> candidates -> select (-> views -> compare) -> cluster
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from batch_jobs import (
     catalogue,
     cluster_matches,
+    compare_views,
     embed_images,
-    embed_regions,
+    embed_views,
     find_candidates,
-    find_crops,
     make_terms,
     select_matches,
 )
@@ -38,7 +38,7 @@ from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, 
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
-from embed.regions import NUM_REGIONS, REGION_MARGIN, ZOOMS
+from embed.views import NUM_VIEWS, VIEW_MARGINS, describe_views
 from lsh.candidates import CandidateParams
 
 STEPS = (
@@ -49,8 +49,8 @@ STEPS = (
     select_matches.STEP,
     cluster_matches.STEP,
 )
-CROP_STEPS = (embed_regions.STEP, find_crops.STEP)
-"""Before the last step, where crops were asked for."""
+VIEW_STEPS = (embed_views.STEP, compare_views.STEP)
+"""Before the last step, in thorough runs."""
 IMAGES_PER_TASK = 512
 _LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 196_608
@@ -137,10 +137,10 @@ class Pipeline:
         self.session = session
         self.outputs: dict[str, StepOutput] = {}
         self.seconds: dict[str, float] = {}
-        if settings.crops and source.kind is SourceKind.EMBEDDINGS:
+        if settings.thorough and source.kind is SourceKind.EMBEDDINGS:
             raise SourceError(
-                f"source {settings.source} holds embeddings, and crops are found by parts of the images themselves; "
-                "give the images, or leave out --crops"
+                f"source {settings.source} holds embeddings, and a thorough run needs the images themselves; "
+                "give the images, or leave out --thorough"
             )
         self.model = model_of(source, settings)
         self.terms = replace(settings.terms, dim=self.model.dim)
@@ -169,8 +169,8 @@ class Pipeline:
             "decisions": self.decisions.digest,
             **self.night_inputs(),
         }
-        if self.settings.crops:
-            decides["crops"] = True
+        if self.settings.thorough:
+            decides["thorough"] = True
         # A first night finds the steps of a `dedup` before it, but is a run of its own.
         if self.command != "dedup":
             decides["command"] = self.command
@@ -219,8 +219,8 @@ class Pipeline:
             return self.settings.num_partitions
         catalogued = self.outputs.get(catalogue.STEP)
         num_docs = catalogued.num_rows["catalogue"] if catalogued else 0
-        if self.settings.crops:
-            num_docs *= 1 + NUM_REGIONS
+        if self.settings.thorough:
+            num_docs *= 1 + NUM_VIEWS
         fitting = find_candidates.fitting_parts(num_docs, num_tables=self.terms.num_tables)
         return max(2 * self.session.parallelism, fitting)
 
@@ -232,11 +232,11 @@ class Pipeline:
             make_terms.STEP: self.make_terms,
             find_candidates.STEP: self.find_candidates,
             select_matches.STEP: self.select,
-            embed_regions.STEP: self.embed_regions,
-            find_crops.STEP: self.find_crops,
+            embed_views.STEP: self.embed_views,
+            compare_views.STEP: self.compare_views,
             cluster_matches.STEP: self.cluster,
         }
-        steps = (*STEPS[:-1], *CROP_STEPS, STEPS[-1]) if self.settings.crops else STEPS
+        steps = (*STEPS[:-1], *VIEW_STEPS, STEPS[-1]) if self.settings.thorough else STEPS
         for step in steps[: steps.index(until) + 1]:
             if self.has_work(step):
                 self._stage(step, actions[step])
@@ -339,8 +339,8 @@ class Pipeline:
                 is_night=bool(self.known.term_blocks),
             )
 
-        # Regions lie in the parts of whole images, so these are more.
-        layout = "by part, with leaders" + (", regions to come" if self.settings.crops else "")
+        # Views lie in the parts of whole images, so these are more.
+        layout = "by part, with leaders" + (", views to come" if self.settings.thorough else "")
         inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": layout}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
@@ -398,12 +398,12 @@ class Pipeline:
         }
         return self.workspace.step(select_matches.STEP, inputs=inputs, write=write, tables=select_matches.TABLES)
 
-    def embed_regions(self) -> StepOutput:
+    def embed_views(self) -> StepOutput:
         catalogued, embedded = self.outputs[catalogue.STEP], self.outputs[embed_images.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
             resources = embed_resources(self.session.spark)
-            return embed_regions.embed_regions(
+            return embed_views.embed_views(
                 self.session.spark,
                 folder,
                 source=self.source,
@@ -412,27 +412,27 @@ class Pipeline:
                 task=self._embed_task(resources),
                 resources=resources,
                 num_tasks=self._num_embed_tasks,
-                first_region=catalogued.num_rows["catalogue"],
+                first_view=catalogued.num_rows["catalogue"],
             )
 
-        inputs = {"embed": embedded.key, "zooms": [asdict(zoom) for zoom in ZOOMS]}
-        return self.workspace.step(embed_regions.STEP, inputs=inputs, write=write, tables=embed_regions.TABLES)
+        inputs = {"embed": embedded.key, "views": describe_views()}
+        return self.workspace.step(embed_views.STEP, inputs=inputs, write=write, tables=embed_views.TABLES)
 
-    def find_crops(self) -> StepOutput:
+    def compare_views(self) -> StepOutput:
         cut_up, hashed, found, selected = (
             self.outputs[step]
-            for step in (embed_regions.STEP, make_terms.STEP, find_candidates.STEP, select_matches.STEP)
+            for step in (embed_views.STEP, make_terms.STEP, find_candidates.STEP, select_matches.STEP)
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
             for name, content in scorer_files(self.model.scorer).items():
                 (folder / name).write_bytes(content)
-            return find_crops.find_crops(
-                self._runner(find_crops.STEP, num_rows=cut_up.num_rows["regions"]),
+            return compare_views.compare_views(
+                self._runner(compare_views.STEP, num_rows=cut_up.num_rows["views"]),
                 folder,
-                regions=cut_up.table("regions"),
-                first_region=cut_up.stats["first_region"],
-                images=find_crops.Images(
+                views=cut_up.table("views"),
+                first_view=cut_up.stats["first_view"],
+                images=compare_views.Images(
                     term_blocks=hashed.table("term_blocks"),
                     codes=hashed.table("codes"),
                     edges=selected.table("edges"),
@@ -444,8 +444,8 @@ class Pipeline:
                 selection=self.selection,
             )
 
-        inputs = {"regions": cut_up.key, "select": selected.key, "margin": REGION_MARGIN}
-        return self.workspace.step(find_crops.STEP, inputs=inputs, write=write, tables=find_crops.TABLES)
+        inputs = {"views": cut_up.key, "select": selected.key, "margins": VIEW_MARGINS}
+        return self.workspace.step(compare_views.STEP, inputs=inputs, write=write, tables=compare_views.TABLES)
 
     def cluster(self) -> StepOutput:
         def write(folder: Path) -> Mapping[str, Any]:
@@ -467,7 +467,7 @@ class Pipeline:
 
     def cluster_inputs(self) -> dict[str, Any]:
         matched = {
-            step: self.outputs[step].key for step in (select_matches.STEP, find_crops.STEP) if step in self.outputs
+            step: self.outputs[step].key for step in (select_matches.STEP, compare_views.STEP) if step in self.outputs
         }
         return {**matched, "decisions": self.decisions.digest}
 

@@ -216,7 +216,7 @@ def whole_of(workspace: Path, record: RunRecord) -> Known:
         embeddings=table("embed", "embeddings"),
         term_blocks=table("terms", "term_blocks"),
         codes=table("terms", "codes"),
-        edges=(*table("select", "edges"), *(table("crops", "crop_edges") if record.step("crops") else ())),
+        edges=(*table("select", "edges"), *(table("compare", "view_edges") if record.step("compare") else ())),
         crowd_edges=table("cluster", "crowd_edges")[0] if record.step("cluster") else None,
     )
 

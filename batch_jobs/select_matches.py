@@ -45,9 +45,26 @@ Match = Callable[[NDArray[np.int64]], tuple[NDArray[np.bool_], NDArray[np.float3
 """From pairs of docs `(m, 2)` to whether each is a match, and its score."""
 
 
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """What the cosine of a pair counts less, by its right doc: `values` in turn, from `first_doc` on."""
+
+    first_doc: int
+    values: tuple[float, ...]
+
+    def of(self, docs: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """Those of pairs with these right docs, none of them before `first_doc`.
+
+        >>> Margins(10, (0.0, 0.5)).of(np.array([10, 11, 12], np.uint64)).tolist()
+        [0.0, 0.5, 0.0]
+        """
+        places = (docs - np.uint64(self.first_doc)) % np.uint64(len(self.values))
+        return np.array(self.values, np.float32)[places.astype(np.int64)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """How candidates become matches; `margin` is taken off every cosine."""
+    """How candidates become matches."""
 
     dim: int
     min_score: float
@@ -55,7 +72,7 @@ class Selection:
     scorer: PairScorer
     num_tables: int
     verified: bool = True
-    margin: float = 0.0
+    margins: Margins | None = None
 
 
 def select_matches(
@@ -194,7 +211,9 @@ def _scored(
         right_row_of = _row_of(right_docs, right_range, docs_per_range)
         left_rows = left_row_of[pairs[rows, 0] - np.uint64(left_range * docs_per_range)]
         right_rows = right_row_of[pairs[rows, 1] - np.uint64(right_range * docs_per_range)]
-        similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows) - np.float32(selection.margin)
+        similarities[rows] = pair_cosines(left_codes, right_codes, left_rows, right_rows)
+        if selection.margins is not None:
+            similarities[rows] -= selection.margins.of(pairs[rows, 1])
         scores[rows] = scorer.scores_above(
             similarities[rows], left_codes, right_codes, left_rows, right_rows, lowest_similarity=lowest
         )

@@ -20,10 +20,9 @@ class RunSettings:
     """Everything that decides the result of a run, and how it is computed.
 
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
-    the embeddings. `num_partitions` None means: from the number of cores. Where
-    `verified` is False no codes are compared: candidates of `min_shared_terms` are matches. With `crops` images are
-    compared with the regions of others too, which needs codes. `candidates` None are those for the lowest similarity of
-    a match. `prediction` is what the
+    the embeddings. `num_partitions` None means: from the number of cores. Where `verified` is False no codes are
+    compared: candidates of `min_shared_terms` are matches. A `thorough` run compares images with the views of others
+    too, which needs codes. `candidates` None are those for the lowest similarity of a match. `prediction` is what the
     plan of `neardup tune` foretold, kept to be held against the outcome.
     """
 
@@ -34,7 +33,7 @@ class RunSettings:
     min_score: float | None = None
     min_shared_terms: int = 1
     verified: bool = True
-    crops: bool = False
+    thorough: bool = False
     max_reject_ratio: float = 1.0
     uri_root: Path | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -49,8 +48,8 @@ class RunSettings:
             raise BatchError(f"min_score={self.min_score} is out of range -1..1; leave it out for the embedder's own")
         if not 1 <= self.min_shared_terms <= self.terms.num_tables:
             raise BatchError(f"min_shared_terms={self.min_shared_terms} is out of range 1..{self.terms.num_tables}")
-        if self.crops and not self.verified:
-            raise BatchError("crops are found by their codes, and this plan keeps none; tune one with codes")
+        if self.thorough and not self.verified:
+            raise BatchError("a thorough run compares codes, and this plan keeps none; tune one with codes")
         if not 0.0 <= self.max_reject_ratio <= 1.0:
             raise BatchError(f"max_reject_ratio={self.max_reject_ratio} is out of range 0..1")
         if self.num_partitions is not None and not 1 <= self.num_partitions <= 100_000:

@@ -16,7 +16,7 @@ from pathlib import Path
 from batch_jobs.cluster_matches import STEP as LAST_STEP
 from batch_jobs.errors import BatchError
 from batch_jobs.exports import export_run, run_counts
-from batch_jobs.pipeline import CROP_STEPS, Run, run_pipeline
+from batch_jobs.pipeline import VIEW_STEPS, Run, run_pipeline
 from batch_jobs.run_records import finish_record
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
@@ -33,7 +33,10 @@ def main(*, until: str = LAST_STEP) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--min-score", type=float, help="lowest score of a match; the embedder's own by default")
     parser.add_argument(
-        "--crops", action="store_true", default=until in CROP_STEPS, help="find images that are parts of others too"
+        "--thorough",
+        action="store_true",
+        default=until in VIEW_STEPS,
+        help="compare parts and versions of each image too",
     )
     parser.add_argument("--max-reject-ratio", type=float, default=1.0)
     parser.add_argument("--uri-root", type=Path, help="folder that a table's uris may point into")

@@ -20,7 +20,7 @@ from benchmarks.neardup_run import run_neardup
 from benchmarks.results import versions, write_json
 from benchmarks.truth import Truth, read_clusters, score_clusters, wrong_pairs
 from cli.tables import show_table
-from embed.evaluation.edits import crop, mirror
+from embed.evaluation.edits import crop, gray, mirror, rotate_10
 from embed.evaluation.labelled_pairs import linked_positions, read_labelled_pairs
 from embed.evaluation.planted import list_photos
 from embed.evaluation.same_picture import same_pictures
@@ -35,11 +35,13 @@ COPIES: dict[str, Copy] = {
     "darkened": (lambda photo, _: ImageEnhance.Brightness(photo).enhance(0.65), 90),
 }
 """Each copy's edit and the quality of its JPEG."""
-CROPS: dict[str, Copy] = {
+VIEWED: dict[str, Copy] = {
     "cropped to half": (lambda photo, rng: crop(photo, rng, area=0.5), 90),
     "cropped to a quarter": (lambda photo, rng: crop(photo, rng, area=0.25), 90),
+    "gray": (gray, 90),
+    "turned": (rotate_10, 90),
 }
-"""What `--crops` adds."""
+"""What `--thorough` adds: copies that views find."""
 
 
 def write_copies(
@@ -85,28 +87,35 @@ def num_with_original(clusters: Sequence[Sequence[str]], copy: str, *, num_photo
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Name or directory of the embedder.")
 @click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV a,b,label of PHOTOS.")
-@click.option("--crops", is_flag=True, help="Two crops more of each photo, and `dedup --crops`.")
+@click.option("--thorough", is_flag=True, help="Four copies more of each photo, and `dedup --thorough`.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--show-wrong", type=click.IntRange(min=0), default=NUM_SHOWN, show_default=True, help="Wrong pairs named."
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
-    *, photos: Path, embedder: str, labels: Path | None, crops: bool, seed: int, show_wrong: int, json_path: Path | None
+    *,
+    photos: Path,
+    embedder: str,
+    labels: Path | None,
+    thorough: bool,
+    seed: int,
+    show_wrong: int,
+    json_path: Path | None,
 ) -> None:
     """Deduplicate PHOTOS with a recompressed, a cropped, a mirrored and a darkened copy of each.
 
     Example: python -m benchmarks dedup eval/photos --json dedup.json
     """
     paths = list_photos(photos)
-    copies = COPIES | CROPS if crops else COPIES
+    copies = COPIES | VIEWED if thorough else COPIES
     linked = linked_positions(read_labelled_pairs(labels, images=photos), paths) if labels else []
     with tempfile.TemporaryDirectory(prefix="neardup-benchmark-") as scratch:
         folder = Path(scratch) / "photos"
         folder.mkdir()
         truth = write_copies(paths, folder, seed=seed, linked=linked, copies=copies)
         arguments = ["dedup", str(folder), "--workspace", f"{scratch}/workspace", "--embedder", embedder]
-        run = run_neardup([*arguments, "--crops"] if crops else arguments)
+        run = run_neardup([*arguments, "--thorough"] if thorough else arguments)
         clusters = read_clusters(run.output("clusters_csv"))
     metrics = score_clusters(clusters, truth)
     found = {copy: num_with_original(clusters, copy, num_photos=len(paths)) for copy in copies}
@@ -128,7 +137,7 @@ def command(
     figures = {
         "benchmark": "dedup",
         "images": len(truth.original_of),
-        "crops": crops,
+        "thorough": thorough,
         "seed": seed,
         "versions": packages,
         "wall_s": run.wall_s,

@@ -33,7 +33,7 @@ With --pairs, a CSV with the columns a,b,label, people's own judgements take the
   neardup calibrate photos/ --distractors others/ --corpus-size 1000000 --output calibrated/ --report calibration.html
   neardup dedup photos/ --embedder calibrated/
 
-An embedder calibrated with --crops has the threshold for `neardup dedup --crops`.
+An embedder calibrated with --thorough has the threshold for `neardup dedup --thorough`.
 """
 
 
@@ -52,7 +52,7 @@ class Evidence:
 @click.command(name="calibrate", help=HELP)
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The embedder directory to write.")
-@click.option("--crops", is_flag=True, help="Compare each image with the parts of the others too; seven times as long.")
+@click.option("--thorough", is_flag=True, help="Compare parts and versions of each image too; nine times as long.")
 @click.option("--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True)
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
 @click.option("--distractors", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of others.")
@@ -76,7 +76,7 @@ def command(
     *,
     photos: Path | None,
     output: Path,
-    crops: bool,
+    thorough: bool,
     precision: float,
     embedder: str,
     distractors: Path | None,
@@ -106,7 +106,7 @@ def command(
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     spec = describe_embedder(embedder)
-    (descriptor,) = load_descriptors(["embedder"], embedder=embedder, crops=crops)
+    (descriptor,) = load_descriptors(["embedder"], embedder=embedder, thorough=thorough)
     if pairs is not None:
         evidence = _judged_pairs(pairs, images or pairs.parent, descriptor)
     else:
@@ -156,7 +156,7 @@ def command(
         data={"photos": evidence.data_sha256},
         parameters={
             "edits": edits,
-            "crops": crops,
+            "thorough": thorough,
             "target": precision,
             "true_pairs_per_query": prior.true_pairs_per_query,
             "corpus_size": prior.corpus_size,

@@ -26,7 +26,7 @@ SOURCE is a folder, a quoted glob, a .parquet table with image_id and content or
   neardup dedup photos/
   neardup dedup 'photos/2026-*/*.jpg' --report duplicates.html
   neardup dedup images.parquet --workspace /data/neardup --json
-  neardup dedup photos/ --crops
+  neardup dedup photos/ --thorough
 
 Everything is kept in the workspace; finished steps are reused, and a run that was stopped goes on where it was.
 """
@@ -35,7 +35,11 @@ Everything is kept in the workspace; finished steps are reused, and a run that w
 @click.command(name="dedup", help=HELP)
 @pipeline_options
 @matching_options
-@click.option("--crops", is_flag=True, help="Find what is a part of another image too; embeds seven times as long.")
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Find crops to a quarter, gray and turned copies too; embeds nine times as long.",
+)
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Where to write the HTML report. [default: in the workspace]"
 )

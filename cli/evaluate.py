@@ -76,9 +76,9 @@ class Evaluated:
     help="Ask in so many turns and mirror images of each edit; costs as many times more.",
 )
 @click.option(
-    "--crops",
+    "--thorough",
     is_flag=True,
-    help="Compare each image with the parts of the others too, as `neardup dedup --crops` does; embeds seven times "
+    help="Compare parts, a gray and a turned version of each image too, as `neardup dedup --thorough` does; nine times "
     "as long.",
 )
 @click.option(
@@ -101,7 +101,7 @@ def command(
     names: tuple[str, ...],
     labels: Path | None,
     orientations: str,
-    crops: bool,
+    thorough: bool,
     precision: float,
     seed: int,
     report: Path | None,
@@ -115,9 +115,9 @@ def command(
 
     if (photos is None) == (pairs is None):
         raise click.UsageError("give either PHOTOS or --pairs CSV")
-    if crops and orientations != "1":
+    if thorough and orientations != "1":
         raise click.UsageError(
-            f"--crops compares images upright only; leave out --orientations {orientations}, or --crops"
+            f"--thorough compares images upright only; leave out --orientations {orientations}, or --thorough"
         )
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
@@ -131,7 +131,7 @@ def command(
             images or pairs.parent,
             names,
             embedder=embedder,
-            crops=crops,
+            thorough=thorough,
             precisions=precisions,
             seed=seed,
             num_worst=num_worst,
@@ -146,7 +146,7 @@ def command(
             num_distractors=num_distractors,
             edits=edits,
             embedder=embedder,
-            crops=crops,
+            thorough=thorough,
             known=None if labels is None else read_labelled_pairs(labels, images=images or photos),
             num_orientations=int(orientations),
             precisions=precisions,
@@ -159,7 +159,7 @@ def command(
         "embedder digest": spec.digest,
         "seed": seed,
         "edits": edits,
-        "crops": crops,
+        "thorough": thorough,
         **evaluated.counts,
     }
     if report is not None:
@@ -188,7 +188,7 @@ def _evaluate_edits(
     num_distractors: int,
     edits: str,
     embedder: str,
-    crops: bool,
+    thorough: bool,
     known: LabelledPairs | None,
     num_orientations: int,
     precisions: Sequence[float],
@@ -221,7 +221,7 @@ def _evaluate_edits(
         OrientedDescriptor(descriptor, num_orientations, describe_embedder(embedder).dim)
         if num_orientations > 1 and isinstance(descriptor, EmbedderDescriptor)
         else descriptor
-        for descriptor in load_descriptors(names, embedder=embedder, crops=crops)
+        for descriptor in load_descriptors(names, embedder=embedder, thorough=thorough)
     ]
     planted_edits = EDIT_SETS[edits]
     described = describe_planted(descriptors, paths, others, edits=planted_edits, seed=seed)
@@ -261,7 +261,7 @@ def _evaluate_labels(
     names: Sequence[str],
     *,
     embedder: str,
-    crops: bool,
+    thorough: bool,
     precisions: Sequence[float],
     seed: int,
     num_worst: int,
@@ -281,7 +281,7 @@ def _evaluate_labels(
         notes.append("no pair is labelled 0, so all pairs of images that the labelled ones do not link count as false")
         notes.append(f"{len(same)} pairs of files hold one picture and link as labels do")
     evaluations = []
-    for descriptor in load_descriptors(names, embedder=embedder, crops=crops):
+    for descriptor in load_descriptors(names, embedder=embedder, thorough=thorough):
         rows, images_per_second = describe_all(descriptor, labelled.images)
         scored = score_labels(rows, labelled, scorer=descriptor.scorer, same=same, num_worst=num_worst)
         evaluations.append(

@@ -142,8 +142,8 @@ def _show_pair(explained: PairExplanation) -> None:
         _row("sketch distance", f"{explained.sketch_distance}, {explained.max_sketch_distance} allowed")
         _row("similarity", _figure(explained.similarity))
         _row("score", f"{_figure(explained.score)}, a match from {explained.min_score:g} on")
-    if explained.region_similarity is not None:
-        _row("as a part", f"similarity {_figure(explained.region_similarity)} of one image with a part of the other")
+    if explained.view_similarity is not None:
+        _row("by a view", f"similarity {_figure(explained.view_similarity)} of one image with a view of the other")
     _row("match", "yes" if explained.is_match else "no")
     _row("one cluster", "yes" if explained.in_one_cluster else "no")
     for decision in explained.decisions:

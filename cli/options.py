@@ -143,7 +143,7 @@ def run_settings(
     min_score: float | None = None,
     min_shared_terms: int | None = None,
     plan: Path | None = None,
-    crops: bool = False,
+    thorough: bool = False,
 ) -> RunSettings:
     """The settings of a run from a command's options; a plan of `neardup tune` gives terms and thresholds."""
     from batch_jobs.settings import RunSettings
@@ -156,7 +156,7 @@ def run_settings(
         dtype=dtype,
         min_score=min_score,
         **_planned(plan, min_shared_terms),
-        crops=crops,
+        thorough=thorough,
         max_reject_ratio=max_reject_ratio,
         uri_root=uri_root,
         limits=ImageLimits(max_bytes=max_mib * MEBIBYTE, max_pixels=max_megapixels * 1_000_000),

@@ -20,8 +20,8 @@ STAGE_LABELS = {
     "terms": "hashing",
     "candidates": "finding candidates",
     "select": "selecting matches",
-    "regions": "embedding regions",
-    "crops": "finding crops",
+    "views": "embedding views",
+    "compare": "comparing views",
     "cluster": "clustering",
     "report": "writing report",
 }

@@ -18,8 +18,8 @@ from cli.dedup_report import write_dedup_report
 class Results:
     """The counts of a run. `images` counts every file seen, `exact_copies` those with the bytes of an earlier one.
 
-    `cut_pairs` pairs of `cut_buckets` crowded LSH buckets were not compared one by one; `crop_matches` pairs match by a
-    part of one of them alone.
+    `cut_pairs` pairs of `cut_buckets` crowded LSH buckets were not compared one by one; `view_matches` pairs match by a
+    view of one of them alone.
     """
 
     images: int
@@ -30,7 +30,7 @@ class Results:
     duplicates: int
     reclaimable_bytes: int
     candidates: int
-    crop_matches: int
+    view_matches: int
     cut_buckets: int
     cut_pairs: int
     min_score: float
@@ -71,7 +71,7 @@ def describe_results(results: Results) -> str:
         _row("exact copies", f"{results.exact_copies:,}"),
         _row("clusters", f"{results.clusters:,}"),
         _row("duplicates found", f"{results.duplicates:,}"),
-        *([_row("crop matches", f"{results.crop_matches:,}")] if results.crop_matches else []),
+        *([_row("matches by a view", f"{results.view_matches:,}")] if results.view_matches else []),
         _row("could be freed", human_bytes(results.reclaimable_bytes)),
         *([_row("crowded buckets", _cut(results))] if results.cut_buckets else []),
         "",

@@ -21,11 +21,11 @@ from PIL import Image
 
 from embed.decoding import decode_image
 from embed.embedder import load_embedder
-from embed.evaluation.regions import RegionDescriptor
 from embed.evaluation.scored_pairs import DotProduct, RowScorer
+from embed.evaluation.views import ViewDescriptor
 from embed.pair_scoring import load_pair_scorer
 from embed.preprocessing import to_square
-from embed.regions import load_region_embedder
+from embed.views import load_view_embedder
 
 
 class Descriptor(Protocol):
@@ -109,10 +109,10 @@ def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
     return np.asarray(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash)
 
 
-def load_descriptors(names: Sequence[str], *, embedder: str, crops: bool = False) -> list[Descriptor]:
+def load_descriptors(names: Sequence[str], *, embedder: str, thorough: bool = False) -> list[Descriptor]:
     """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes.
 
-    With `crops` the embedder has its regions.
+    With `thorough` the embedder has its views.
     """
     descriptors: list[Descriptor] = []
     for name in names:
@@ -127,5 +127,5 @@ def load_descriptors(names: Sequence[str], *, embedder: str, crops: bool = False
                 whole = EmbedderDescriptor(f"{ours.spec.architecture} + classifier", ours, ours.spec.size, scorer)
             else:
                 whole = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
-            descriptors.append(RegionDescriptor(whole, load_region_embedder(embedder)) if crops else whole)
+            descriptors.append(ViewDescriptor(whole, load_view_embedder(embedder)) if thorough else whole)
     return descriptors

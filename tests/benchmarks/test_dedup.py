@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.dedup import COPIES, CROPS, num_with_original, write_copies
+from benchmarks.dedup import COPIES, VIEWED, num_with_original, write_copies
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def test_every_photo_is_written_with_its_four_copies(photos: list[Path], tmp_pat
 
 
 def test_other_copies_may_be_added(photos: list[Path], tmp_path: Path) -> None:
-    """Crops are written beside the four copies, as large as they say."""
+    """What views find is written beside the four copies, crops as large as they say."""
     out = tmp_path / "out"
     out.mkdir()
-    truth = write_copies(photos, out, seed=0, copies=COPIES | CROPS)
-    assert len(truth.original_of) == len(photos) * (1 + len(COPIES | CROPS))
+    truth = write_copies(photos, out, seed=0, copies=COPIES | VIEWED)
+    assert len(truth.original_of) == len(photos) * (1 + len(COPIES | VIEWED))
     with Image.open(out / "00000-cropped to a quarter.jpg") as crop:
         assert crop.size == (80, 50)
 

@@ -131,12 +131,12 @@ def test_a_classifier_that_does_not_beat_the_cosine_is_not_written(
     assert not (tmp_path / "mine").exists()
 
 
-def test_with_crops_images_are_judged_by_their_parts_too(
+def test_thorough_images_are_judged_by_their_views_too(
     photos: Path, calibrated: tuple[dict[str, object], Path], tmp_path: Path, invoke: Invoke
 ) -> None:
     """The same photos find more of their edits, and the lineage says that parts were compared."""
-    arguments = [photos, "--output", tmp_path / "mine", "--precision", 0.9, "--crops", "--json"]
+    arguments = [photos, "--output", tmp_path / "mine", "--precision", 0.9, "--thorough", "--json"]
     figures = json.loads(invoke(calibrate, *arguments).stdout)
     assert figures["calibration digest"] != calibrated[0]["calibration digest"]
     assert figures["recall"] > calibrated[0]["recall"]
-    assert read_lineages(tmp_path / "mine")[ModelKind.CALIBRATION].parameters["crops"] is True
+    assert read_lineages(tmp_path / "mine")[ModelKind.CALIBRATION].parameters["thorough"] is True

@@ -48,7 +48,7 @@ def test_json_holds_recall_by_kind_with_intervals_and_what_was_rejected(photos: 
     """One object with each descriptor's figures at each precision, and the file that could not be read."""
     result = invoke(photos, "--descriptor", "pdq", "--descriptor", "phash", "--json")
     figures = json.loads(result.stdout)
-    assert figures["crops"] is False
+    assert figures["thorough"] is False
     assert (figures["photos"], [Path(name).name for name, _ in figures["rejects"]]) == (8, ["<b>broken.png"])
     assert [entry["descriptor"] for entry in figures["results"]] == ["PDQ", "pHash 256"]
     at_99 = figures["results"][0]["recall_at"][1]
@@ -97,23 +97,23 @@ def test_labelled_pairs_are_told_by_kind(photos: Path, tmp_path: Path, invoke: I
 
 @pytest.mark.tensorflow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-def test_crops_measure_the_embedder_with_its_regions(
+def test_thorough_measures_the_embedder_with_its_views(
     photos: Path, tmp_path: Path, tiny_embedder: str, invoke: Invoke
 ) -> None:
     """Edits and labelled pairs alike, beside the same hashes as ever, and the figures say so."""
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("a,b,label\n0.png,1.png,1\n2.png,3.png,1\n")
-    given = ("--embedder", tiny_embedder, "--descriptor", "embedder", "--descriptor", "phash", "--crops", "--json")
+    given = ("--embedder", tiny_embedder, "--descriptor", "embedder", "--descriptor", "phash", "--thorough", "--json")
     for source in ((photos, "--num-photos", 3), ("--pairs", pairs, "--images", photos)):
         figures = json.loads(invoke(*source, *given).stdout)
-        assert figures["crops"] is True
-        assert [entry["descriptor"] for entry in figures["results"]] == ["vgg_copy + regions", "pHash 256"]
+        assert figures["thorough"] is True
+        assert [entry["descriptor"] for entry in figures["results"]] == ["vgg_copy + views", "pHash 256"]
 
 
 @pytest.mark.parametrize("num_orientations", ["4", "8"])
-def test_crops_are_compared_upright_only(num_orientations: str, photos: Path, invoke: Invoke) -> None:
+def test_views_are_compared_upright_only(num_orientations: str, photos: Path, invoke: Invoke) -> None:
     """With several orientations they are a usage error that says which option to leave out."""
-    result = invoke(photos, "--descriptor", "phash", "--crops", "--orientations", num_orientations)
+    result = invoke(photos, "--descriptor", "phash", "--thorough", "--orientations", num_orientations)
     assert (result.exit_code, f"leave out --orientations {num_orientations}" in result.output) == (2, True)
 
 

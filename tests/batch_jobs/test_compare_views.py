@@ -1,4 +1,4 @@
-"""Rules of the steps regions and crops: images that are parts of others."""
+"""Rules of the steps views and compare: copies that only a view of an image finds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batch_jobs import schemas
+from batch_jobs.compare_views import view_edges
 from batch_jobs.decisions import Decisions
 from batch_jobs.embed_images import EmbedTask
-from batch_jobs.embed_regions import region_batches
+from batch_jobs.embed_views import view_batches
 from batch_jobs.errors import BatchError, SourceError
 from batch_jobs.explanation import explain_pair
-from batch_jobs.find_crops import crop_edges
 from batch_jobs.pipeline import Run, run_pipeline
 from batch_jobs.run_records import find_record
 from batch_jobs.run_tables import RunTables
@@ -28,14 +28,14 @@ from batch_jobs.settings import RunSettings
 from embed.decoding import ImageLimits
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import load_pair_scorer
-from embed.regions import NUM_REGIONS, REGION_MARGIN
+from embed.views import NUM_VIEWS, VIEW_MARGINS
 from lsh.codes import pair_cosines, quantize
 from tests.photos import synthetic_photo
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-FIRST_REGION = 100
+FIRST_VIEW = 100
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 PARTS = {"half": 0.7, "quarter": 0.5}
 Match = tuple[int, int, float]
@@ -52,36 +52,36 @@ def edges(rows: list[Match]) -> pa.Table:
     )
 
 
-def region(doc: int, number: int) -> int:
-    return FIRST_REGION + NUM_REGIONS * doc + number
+def view(doc: int, number: int) -> int:
+    return FIRST_VIEW + NUM_VIEWS * doc + number
 
 
-def folded(of_regions: list[Match], matched: list[Match]) -> list[Match]:
-    found = crop_edges(edges(of_regions), edges(matched), first_region=FIRST_REGION)
+def folded(of_views: list[Match], matched: list[Match]) -> list[Match]:
+    found = view_edges(edges(of_views), edges(matched), first_view=FIRST_VIEW)
     return [(row["left_doc"], row["right_doc"], round(row["score"], 3)) for row in found.to_pylist()]
 
 
-def test_a_pair_has_the_score_of_its_best_region() -> None:
-    """Whichever of the two has the region, and however many match, a pair is one edge, left below right."""
-    assert folded([(2, region(5, 0), 0.8), (5, region(2, 3), 0.9), (2, region(5, 12), 0.85)], []) == [(2, 5, 0.9)]
+def test_a_pair_has_the_score_of_its_best_view() -> None:
+    """Whichever of the two has the view, and however many match, a pair is one edge, left below right."""
+    assert folded([(2, view(5, 0), 0.8), (5, view(2, 3), 0.9), (2, view(5, 12), 0.85)], []) == [(2, 5, 0.9)]
 
 
-def test_an_image_does_not_match_its_own_regions() -> None:
+def test_an_image_does_not_match_its_own_views() -> None:
     """A flat picture looks like its parts, and is no copy of itself."""
-    assert folded([(3, region(3, 1), 0.99), (3, region(4, 1), 0.8)], []) == [(3, 4, 0.8)]
+    assert folded([(3, view(3, 1), 0.99), (3, view(4, 1), 0.8)], []) == [(3, 4, 0.8)]
 
 
 def test_pairs_that_match_as_wholes_stay_as_they_are() -> None:
     """What `edges` has already is not made again."""
-    assert folded([(0, region(1, 0), 0.99), (0, region(2, 0), 0.9)], [(0, 1, 0.81)]) == [(0, 2, 0.9)]
+    assert folded([(0, view(1, 0), 0.99), (0, view(2, 0), 0.9)], [(0, 1, 0.81)]) == [(0, 2, 0.9)]
 
 
 def test_without_matches_there_are_no_edges() -> None:
     """An empty table has the schema of all others."""
-    assert crop_edges(edges([]), edges([]), first_region=FIRST_REGION).schema == schemas.arrow(schemas.EDGES)
+    assert view_edges(edges([]), edges([]), first_view=FIRST_VIEW).schema == schemas.arrow(schemas.EDGES)
 
 
-def test_crops_need_images_and_codes(tmp_path: Path) -> None:
+def test_views_need_images_and_codes(tmp_path: Path) -> None:
     """Embeddings given have no parts, and a plan without codes could not compare them."""
     np.savez(
         tmp_path / "given.npz",
@@ -89,8 +89,8 @@ def test_crops_need_images_and_codes(tmp_path: Path) -> None:
         embeddings=np.eye(2, 256, dtype=np.float32),
         digest=describe_embedder().digest,
     )
-    settings = RunSettings(source=str(tmp_path / "given.npz"), workspace=tmp_path / "workspace", crops=True)
-    with pytest.raises(SourceError, match="leave out --crops"):
+    settings = RunSettings(source=str(tmp_path / "given.npz"), workspace=tmp_path / "workspace", thorough=True)
+    with pytest.raises(SourceError, match="leave out --thorough"):
         run_pipeline(settings)
     with pytest.raises(BatchError, match="this plan keeps none"):
         replace(settings, verified=False)
@@ -99,7 +99,7 @@ def test_crops_need_images_and_codes(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of an installed package, and parts of them from any place."""
-    folder = tmp_path_factory.mktemp("crops") / "photos"
+    folder = tmp_path_factory.mktemp("thorough") / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for title in PHOTOS:
@@ -109,16 +109,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             width, height = round(photo.width * share), round(photo.height * share)
             left, top = int(rng.integers(0, photo.width - width)), int(rng.integers(0, photo.height - height))
             photo.crop((left, top, left + width, top + height)).save(folder / f"{title}-{name}.jpg", quality=90)
+        photo.convert("L").save(folder / f"{title}-gray.jpg", quality=90)
     return folder
 
 
 @pytest.fixture(scope="module")
 def settings(photos: Path) -> RunSettings:
-    return RunSettings(source=str(photos), workspace=photos.parent / "workspace", crops=True, num_partitions=2)
+    return RunSettings(source=str(photos), workspace=photos.parent / "workspace", thorough=True, num_partitions=2)
 
 
 @pytest.fixture(scope="module")
-def crops_run(spark: SparkSession, settings: RunSettings) -> Run:
+def thorough_run(spark: SparkSession, settings: RunSettings) -> Run:
     """A run with the shipped weights; the photos are matched by their parts alone."""
     return run_pipeline(settings)
 
@@ -137,48 +138,49 @@ def vectors(run: Run, step: str, name: str) -> tuple[NDArray[np.int64], NDArray[
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_a_part_joins_the_cluster_of_its_photo(crops_run: Run) -> None:
-    """Halves and quarters of a photo's area follow the photo, each of its own."""
-    canonical = {row["image_id"]: row["canonical_id"] for row in rows(crops_run, "cluster", "clusters")}
-    parts = {f"{title}-{name}.jpg": f"{title}.png" for title in PHOTOS for name in PARTS}
+def test_a_part_and_a_gray_copy_join_the_cluster_of_their_photo(thorough_run: Run) -> None:
+    """Halves and quarters of a photo's area, and the photo without colors, follow the photo, each of its own."""
+    canonical = {row["image_id"]: row["canonical_id"] for row in rows(thorough_run, "cluster", "clusters")}
+    parts = {f"{title}-{name}.jpg": f"{title}.png" for title in PHOTOS for name in (*PARTS, "gray")}
     assert {part: canonical.get(part) for part in parts} == parts
 
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_every_image_has_its_regions(crops_run: Run) -> None:
-    """Regions are numbered behind all docs, `NUM_REGIONS` an image, in the order of docs."""
-    docs, _ = vectors(crops_run, "embed", "embeddings")
-    numbers, _ = vectors(crops_run, "regions", "regions")
-    first = crops_run.num_catalogued
-    expected = [first + NUM_REGIONS * doc + place for doc in docs.tolist() for place in range(NUM_REGIONS)]
+def test_every_image_has_its_views(thorough_run: Run) -> None:
+    """Views are numbered behind all docs, `NUM_VIEWS` an image, in the order of docs."""
+    docs, _ = vectors(thorough_run, "embed", "embeddings")
+    numbers, _ = vectors(thorough_run, "views", "views")
+    first = thorough_run.num_catalogued
+    expected = [first + NUM_VIEWS * doc + place for doc in docs.tolist() for place in range(NUM_VIEWS)]
     assert numbers.tolist() == expected
 
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_crop_edges_are_the_pairs_that_brute_force_finds(crops_run: Run) -> None:
-    """Comparing every image with every region of every other one finds the same pairs, with the same scores."""
-    docs, codes = vectors(crops_run, "embed", "embeddings")
-    _, regions = vectors(crops_run, "regions", "regions")
+def test_view_edges_are_the_pairs_that_brute_force_finds(thorough_run: Run) -> None:
+    """Comparing every image with every view of every other one finds the same pairs, with the same scores."""
+    docs, codes = vectors(thorough_run, "embed", "embeddings")
+    _, views = vectors(thorough_run, "views", "views")
     scorer = load_pair_scorer(describe_embedder())
-    matched = {(row["left_doc"], row["right_doc"]) for row in rows(crops_run, "select", "edges")}
+    matched = {(row["left_doc"], row["right_doc"]) for row in rows(thorough_run, "select", "edges")}
     no_rows = np.empty((0, 0), np.float32)
     expected = {}
     for left in range(len(docs)):
         for right in range(left + 1, len(docs)):
             similarities = []
             for whole, cut in ((left, right), (right, left)):
-                of_cut = np.arange(NUM_REGIONS * cut, NUM_REGIONS * (cut + 1))
-                similarities.append(pair_cosines(codes, regions, np.full(NUM_REGIONS, whole), of_cut).max())
-            best = np.array([max(similarities)], np.float32) - np.float32(REGION_MARGIN)
+                of_cut = np.arange(NUM_VIEWS * cut, NUM_VIEWS * (cut + 1))
+                cosines = pair_cosines(codes, views, np.full(NUM_VIEWS, whole), of_cut)
+                similarities.append((cosines - np.array(VIEW_MARGINS, np.float32)).max())
+            best = np.array([max(similarities)], np.float32)
             score = scorer.scores(best, no_rows, no_rows, np.zeros(1, int), np.zeros(1, int))[0]
             pair = (int(docs[left]), int(docs[right]))
-            if score >= crops_run.model.min_score and pair not in matched:
+            if score >= thorough_run.model.min_score and pair not in matched:
                 expected[pair] = (float(best[0]), float(score))
     found = {
         (row["left_doc"], row["right_doc"]): (row["similarity"], row["score"])
-        for row in rows(crops_run, "crops", "crop_edges")
+        for row in rows(thorough_run, "compare", "view_edges")
     }
     assert len(expected) >= len(PHOTOS)
     assert found == expected
@@ -186,42 +188,42 @@ def test_crop_edges_are_the_pairs_that_brute_force_finds(crops_run: Run) -> None
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_crops_do_not_depend_on_partitions(crops_run: Run, settings: RunSettings, tmp_path: Path) -> None:
+def test_matches_by_views_do_not_depend_on_partitions(thorough_run: Run, settings: RunSettings, tmp_path: Path) -> None:
     """Seven partitions find what two found."""
     again = run_pipeline(replace(settings, workspace=tmp_path, num_partitions=7))
-    assert rows(again, "crops", "crop_edges") == rows(crops_run, "crops", "crop_edges")
-    assert rows(again, "cluster", "clusters") == rows(crops_run, "cluster", "clusters")
+    assert rows(again, "compare", "view_edges") == rows(thorough_run, "compare", "view_edges")
+    assert rows(again, "cluster", "clusters") == rows(thorough_run, "cluster", "clusters")
 
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_crops_are_added_to_a_finished_run(crops_run: Run, settings: RunSettings, tmp_path: Path) -> None:
-    """A workspace without crops gives its embeddings to a run with them, which is another run and finds the same."""
-    plain = run_pipeline(replace(settings, workspace=tmp_path, crops=False))
+def test_views_are_added_to_a_finished_run(thorough_run: Run, settings: RunSettings, tmp_path: Path) -> None:
+    """A workspace without views gives its embeddings to a run with them, which is another run and finds the same."""
+    plain = run_pipeline(replace(settings, workspace=tmp_path, thorough=False))
     added = run_pipeline(replace(settings, workspace=tmp_path))
     assert plain.run_id != added.run_id
     assert {step for step, output in added.steps.items() if output.reused} == {"catalogue", "embed"}
-    assert rows(added, "cluster", "clusters") == rows(crops_run, "cluster", "clusters")
+    assert rows(added, "cluster", "clusters") == rows(thorough_run, "cluster", "clusters")
     assert len(rows(plain, "cluster", "clusters")) < len(rows(added, "cluster", "clusters"))
 
 
 @pytest.mark.spark
 @pytest.mark.tensorflow
-def test_a_match_by_a_part_is_explained(crops_run: Run, settings: RunSettings) -> None:
+def test_a_match_by_a_view_is_explained(thorough_run: Run, settings: RunSettings) -> None:
     """The wholes are not alike, and the explanation has the similarity that made them a match."""
-    tables = RunTables(settings.workspace, find_record(settings.workspace, crops_run.run_id))
+    tables = RunTables(settings.workspace, find_record(settings.workspace, thorough_run.run_id))
     found = explain_pair(tables, "coffee.png", "coffee-quarter.jpg", Decisions())
     assert found.verdict == "one cluster: they match, and one of them is its canonical"
     assert found.is_match
     assert found.score is not None
-    assert found.region_similarity is not None
-    assert found.score < crops_run.model.min_score
+    assert found.view_similarity is not None
+    assert found.score < thorough_run.model.min_score
     assert found.similarity is not None
-    assert found.region_similarity > found.similarity
+    assert found.view_similarity > found.similarity
 
 
 @pytest.mark.tensorflow
-def test_an_image_that_cannot_be_read_any_more_has_no_regions(tiny_embedder: str, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_any_more_has_no_views(tiny_embedder: str, tmp_path: Path) -> None:
     """A file that was removed since it was embedded is left out, and the others keep their numbers."""
     for doc in (0, 2):
         synthetic_photo(doc).save(tmp_path / f"{doc}.png")
@@ -229,8 +231,8 @@ def test_an_image_that_cannot_be_read_any_more_has_no_regions(tiny_embedder: str
     batch = pa.RecordBatch.from_pydict({"doc": [0, 1, 2], "uri": [str(tmp_path / f"{doc}.png") for doc in range(3)]})
     gone = batch.slice(1, 1)
 
-    (made,) = region_batches(iter([batch]), task=task, first_region=FIRST_REGION)
-    (none,) = region_batches(iter([gone]), task=task, first_region=FIRST_REGION)
+    (made,) = view_batches(iter([batch]), task=task, first_view=FIRST_VIEW)
+    (none,) = view_batches(iter([gone]), task=task, first_view=FIRST_VIEW)
 
-    assert made["doc"].to_pylist() == [region(doc, place) for doc in (0, 2) for place in range(NUM_REGIONS)]
+    assert made["doc"].to_pylist() == [view(doc, place) for doc in (0, 2) for place in range(NUM_VIEWS)]
     assert none.num_rows == 0

@@ -1,6 +1,6 @@
-"""Step 5a, regions, where crops are asked for: the parts of every distinct image, embedded by themselves.
+"""Step 5a, views, in thorough runs: parts and versions of every distinct image, embedded by themselves.
 
-A region has a number like a doc: those of the image `doc` begin at `first_region + NUM_REGIONS * doc`, behind all docs.
+A view has a number like a doc: those of the image `doc` begin at `first_view + NUM_VIEWS * doc`, behind all docs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from embed.decoding import ImageRejected, decode_image
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from embed.regions import RegionEmbedder
+    from embed.views import ViewEmbedder
 
-STEP = "regions"
-TABLES = ("regions",)
-REGIONS_ARROW = schemas.arrow(schemas.EMBEDDINGS)
+STEP = "views"
+TABLES = ("views",)
+VIEWS_ARROW = schemas.arrow(schemas.EMBEDDINGS)
 _IMAGES_AT_ONCE = 4 * BATCH_SIZE
 
 Squares = list[NDArray[np.uint8]]
 
 
-def embed_regions(
+def embed_views(
     spark: SparkSession,
     folder: Path,
     *,
@@ -47,26 +47,24 @@ def embed_regions(
     task: EmbedTask,
     resources: EmbedResources,
     num_tasks: int,
-    first_region: int,
+    first_view: int,
 ) -> Mapping[str, Any]:
-    """Write `regions`, rows of `EMBEDDINGS` by number, of the images that have an embedding."""
+    """Write `views`, rows of `EMBEDDINGS` by number, of the images that have an embedding."""
     embedded = spark.read.parquet(embeddings).select("doc")
     images = distinct_images(spark, source, catalogue).join(embedded, "doc", "left_semi")
     images = images.repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
     with own_workers(spark, resources):
         made = images.mapInArrow(
-            partial(region_batches, task=task, first_region=first_region),
+            partial(view_batches, task=task, first_view=first_view),
             schemas.EMBEDDINGS,
             profile=resources.profile,
         )
-        write_table(made, folder / "regions")
-    return {"first_region": first_region}
+        write_table(made, folder / "views")
+    return {"first_view": first_view}
 
 
-def region_batches(
-    batches: Iterator[pa.RecordBatch], *, task: EmbedTask, first_region: int
-) -> Iterator[pa.RecordBatch]:
-    """Rows of images to the rows of their regions, in order; what cannot be read any more has none."""
+def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask, first_view: int) -> Iterator[pa.RecordBatch]:
+    """Rows of images to the rows of their views, in order; what cannot be read any more has none."""
     use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
     with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
@@ -75,17 +73,17 @@ def region_batches(
                 images = batch.slice(start, _IMAGES_AT_ONCE)
                 places = images["content" if "content" in images.schema.names else "uri"].to_pylist()
                 decoded = list(pool.map(partial(_decoded, task=task, embedder=embedder), places))
-                yield _region_rows(images["doc"].to_numpy(), decoded, embedder, first_region=first_region)
+                yield _view_rows(images["doc"].to_numpy(), decoded, embedder, first_view=first_view)
 
 
 @lru_cache(maxsize=1)
-def load_once(embedder: str, dtype: str, num_threads: int) -> RegionEmbedder:
-    from embed.regions import load_region_embedder
+def load_once(embedder: str, dtype: str, num_threads: int) -> ViewEmbedder:
+    from embed.views import load_view_embedder
 
-    return load_region_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)
+    return load_view_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)
 
 
-def _decoded(place: str | bytes | None, *, task: EmbedTask, embedder: RegionEmbedder) -> Squares | None:
+def _decoded(place: str | bytes | None, *, task: EmbedTask, embedder: ViewEmbedder) -> Squares | None:
     try:
         content = image_bytes(place, root=task.root, limits=task.limits)
         return embedder.squares(decode_image(content, task.limits, min_side=max(embedder.sizes)))
@@ -93,18 +91,18 @@ def _decoded(place: str | bytes | None, *, task: EmbedTask, embedder: RegionEmbe
         return None
 
 
-def _region_rows(
-    docs: NDArray[np.int64], decoded: list[Squares | None], embedder: RegionEmbedder, *, first_region: int
+def _view_rows(
+    docs: NDArray[np.int64], decoded: list[Squares | None], embedder: ViewEmbedder, *, first_view: int
 ) -> pa.RecordBatch:
     readable = [squares for squares in decoded if squares is not None]
     if not readable:
-        return pa.RecordBatch.from_pylist([], schema=REGIONS_ARROW)
-    regions = embedder.embed([np.stack(zoomed) for zoomed in zip(*readable, strict=True)]).astype("<f4")
-    num_regions = regions.shape[1]
-    first = first_region + num_regions * docs[[squares is not None for squares in decoded]]
-    numbers = (first[:, None] + np.arange(num_regions)).ravel()
-    rows = np.ascontiguousarray(regions.reshape(len(numbers), -1))
-    return pa.RecordBatch.from_arrays([pa.array(numbers, pa.int64()), binary_rows(rows)], schema=REGIONS_ARROW)
+        return pa.RecordBatch.from_pylist([], schema=VIEWS_ARROW)
+    views = embedder.embed([np.stack(of_one_size) for of_one_size in zip(*readable, strict=True)]).astype("<f4")
+    num_views = views.shape[1]
+    first = first_view + num_views * docs[[squares is not None for squares in decoded]]
+    numbers = (first[:, None] + np.arange(num_views)).ravel()
+    rows = np.ascontiguousarray(views.reshape(len(numbers), -1))
+    return pa.RecordBatch.from_arrays([pa.array(numbers, pa.int64()), binary_rows(rows)], schema=VIEWS_ARROW)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rules of the embedder with its regions under test."""
+"""Rules of the embedder with its views under test."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from PIL import Image
 from embed.embedder import load_embedder
 from embed.embedder_dir import describe_embedder, extend_embedder_dir
 from embed.evaluation.descriptors import Descriptor, EmbedderDescriptor, load_descriptors
-from embed.evaluation.regions import BestRegion
 from embed.evaluation.scored_pairs import DotProduct
+from embed.evaluation.views import BestView
 from embed.pair_classifier.classifier import PairClassifier
-from embed.regions import NUM_REGIONS, REGION_MARGIN, load_region_embedder, region_sizes
+from embed.views import NUM_VIEWS, VIEW_MARGINS, load_view_embedder, view_sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 DIM = 6
-BEST = BestRegion(DotProduct(), DIM)
+MARGINS = (0.0, 0.01, 0.2)
+BEST = BestView(DotProduct(), DIM, MARGINS)
 
 
 def random_rows(num: int, *, seed: int) -> NDArray[np.float32]:
-    """Rows of images with three regions, `(num, 4 * DIM)`, every embedding of length one."""
+    """Rows of images with three views, `(num, 4 * DIM)`, every embedding of length one."""
     embeddings = np.random.default_rng(seed).normal(size=(num, 4, DIM)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
     return embeddings.reshape(num, -1)
 
 
 def slow_score(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The rule, embedding by embedding: all but two regions are compared, and a region counts less."""
+    """The rule, embedding by embedding: all but two views are compared, and a view counts less."""
     embeddings_left, embeddings_right = left.reshape(-1, DIM), right.reshape(-1, DIM)
     return max(
-        float(one @ other) - (0.0 if i == j == 0 else REGION_MARGIN)
+        float(one @ other) - (0.0 if i == j == 0 else MARGINS[i + j - 1])
         for i, one in enumerate(embeddings_left)
         for j, other in enumerate(embeddings_right)
         if i == 0 or j == 0
@@ -49,8 +50,8 @@ def photo(seed: int, *, width: int = 384, height: int = 288) -> NDArray[np.uint8
 
 @pytest.fixture(scope="module")
 def tiny(tiny_embedder: str) -> Descriptor:
-    """The small embedder with its regions."""
-    (descriptor,) = load_descriptors(["embedder"], embedder=tiny_embedder, crops=True)
+    """The small embedder with its views."""
+    (descriptor,) = load_descriptors(["embedder"], embedder=tiny_embedder, thorough=True)
     return descriptor
 
 
@@ -78,11 +79,12 @@ def test_the_score_is_symmetric() -> None:
     np.testing.assert_allclose(BEST.matrix(left, right), BEST.matrix(right, left).T, atol=1e-6)
 
 
-def test_regions_are_not_compared_with_regions() -> None:
-    """Two images that share a region, and nothing else, do not match."""
+def test_regions_are_not_compared_with_views() -> None:
+    """Two images that share a view, and nothing else, do not match."""
     axes = np.eye(DIM, dtype=np.float32)
     left, right = np.concatenate([axes[0], axes[2]])[None], np.concatenate([axes[1], axes[2]])[None]
-    assert (BEST.matrix(left, right).item(), BEST.pairs(left, right).item()) == (0.0, 0.0)
+    best = BestView(DotProduct(), DIM, (0.0,))
+    assert (best.matrix(left, right).item(), best.pairs(left, right).item()) == (0.0, 0.0)
 
 
 def test_no_images_have_no_scores() -> None:
@@ -93,39 +95,39 @@ def test_no_images_have_no_scores() -> None:
 
 
 @pytest.mark.tensorflow
-def test_a_row_is_the_embedding_of_the_whole_and_those_of_the_regions(tiny: Descriptor, tiny_embedder: str) -> None:
-    """The columns are what the embedder and its regions make of the picture by themselves, in this order."""
-    embedder, regions = load_embedder(tiny_embedder), load_region_embedder(tiny_embedder)
+def test_a_row_is_the_embedding_of_the_whole_and_those_of_the_views(tiny: Descriptor, tiny_embedder: str) -> None:
+    """The columns are what the embedder and its views make of the picture by themselves, in this order."""
+    embedder, views = load_embedder(tiny_embedder), load_view_embedder(tiny_embedder)
     pictures = [photo(seed, width=60, height=45) for seed in range(3)]
 
     rows = described(tiny, pictures)
 
     dim = embedder.spec.dim
-    assert rows.shape == (3, (1 + NUM_REGIONS) * dim)
+    assert rows.shape == (3, (1 + NUM_VIEWS) * dim)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(
         rows[:, :dim], described(EmbedderDescriptor("whole", embedder, embedder.spec.size), pictures), atol=1e-6
     )
-    squares = [np.stack(zoomed) for zoomed in zip(*map(regions.squares, pictures), strict=True)]
-    np.testing.assert_allclose(rows[:, dim:], regions.embed(squares).reshape(3, -1), atol=1e-6)
+    squares = [np.stack(of_one_size) for of_one_size in zip(*map(views.squares, pictures), strict=True)]
+    np.testing.assert_allclose(rows[:, dim:], views.embed(squares).reshape(3, -1), atol=1e-6)
 
 
 @pytest.mark.tensorflow
 def test_a_jpeg_is_decoded_as_large_as_the_largest_square(tiny: Descriptor, tiny_embedder: str) -> None:
-    """A reduced scale that would do for the whole alone is too small for the regions."""
+    """A reduced scale that would do for the whole alone is too small for the views."""
     spec = describe_embedder(tiny_embedder)
     content = BytesIO()
     Image.fromarray(photo(0, width=400, height=300)).save(content, "JPEG")
 
     whole = EmbedderDescriptor("whole", load_embedder(tiny_embedder), spec.size).decode(content.getvalue())
 
-    assert min(whole.shape[:2]) < max(region_sizes(spec)) <= min(tiny.decode(content.getvalue()).shape[:2]) < 300
+    assert min(whole.shape[:2]) < max(view_sizes(spec)) <= min(tiny.decode(content.getvalue()).shape[:2]) < 300
 
 
 @pytest.mark.tensorflow
 def test_a_crop_scores_higher_than_by_the_whole_alone() -> None:
     """With the shipped weights a quarter of a photo is closer to it, whichever of the two is asked for."""
-    (descriptor,) = load_descriptors(["embedder"], embedder="vgg_copy", crops=True)
+    (descriptor,) = load_descriptors(["embedder"], embedder="vgg_copy", thorough=True)
     whole = photo(0)
     dim = describe_embedder("vgg_copy").dim
 
@@ -137,8 +139,8 @@ def test_a_crop_scores_higher_than_by_the_whole_alone() -> None:
 
 
 @pytest.mark.tensorflow
-def test_a_pair_classifier_scores_regions_as_it_does_whole_images(tiny_embedder: str, tmp_path: Path) -> None:
-    """With a classifier a region's score is what that makes of the region and the other image."""
+def test_a_pair_classifier_scores_views_as_it_does_whole_images(tiny_embedder: str, tmp_path: Path) -> None:
+    """With a classifier a view's score is what that makes of the view and the other image."""
     spec = describe_embedder(tiny_embedder)
     classifier = PairClassifier(
         projection=np.ones((spec.dim, 4), np.float32),
@@ -149,12 +151,14 @@ def test_a_pair_classifier_scores_regions_as_it_does_whole_images(tiny_embedder:
     )
     extend_embedder_dir(spec, tmp_path / "classified", pair_classifier=classifier)
 
-    descriptors = load_descriptors(["embedder", "pdq"], embedder=str(tmp_path / "classified"), crops=True)
+    descriptors = load_descriptors(["embedder", "pdq"], embedder=str(tmp_path / "classified"), thorough=True)
 
-    assert [descriptor.name for descriptor in descriptors] == ["vgg_copy + classifier + regions", "PDQ"]
+    assert [descriptor.name for descriptor in descriptors] == ["vgg_copy + classifier + views", "PDQ"]
     rows = described(descriptors[0], [photo(0)])
-    whole, region = rows[:, : spec.dim], rows[:, spec.dim : 2 * spec.dim]
+    whole, view = rows[:, : spec.dim], rows[:, spec.dim : 2 * spec.dim]
     scorer = descriptors[0].scorer
-    assert isinstance(scorer, BestRegion)
-    by_region = scorer.matrix(whole, np.concatenate([-whole, region], axis=1))
-    np.testing.assert_allclose(by_region, scorer.scorer.matrix(whole, region) - REGION_MARGIN, atol=1e-6)
+    assert isinstance(scorer, BestView)
+    left, right = np.tile(whole, 1 + NUM_VIEWS), np.tile(-whole, 1 + NUM_VIEWS)
+    right[:, spec.dim : 2 * spec.dim] = view
+    by_view = scorer.matrix(left, right)
+    np.testing.assert_allclose(by_view, scorer.scorer.matrix(whole, view) - VIEW_MARGINS[0], atol=1e-6)

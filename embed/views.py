@@ -1,0 +1,127 @@
+"""Views: other embeddings of an image, each of what a copy of it may show: a part, without colors, or slightly turned.
+
+A view is compared with whole images only. Windows: a crop shows a part of an image, larger. The image is zoomed in, one
+pass makes the features of all of it, and each window of them is pooled like an image; windows of one zoom overlap, so a
+crop anywhere is close to one of them. Versions: the whole image in gray, and the whole image turned. Either image of a
+pair may be seen so, which is why one turn serves both directions.
+
+Source: R-MAC, Tolias et al., arXiv 1511.05879, section 3.2, for windows that one pass serves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from embed.embedder import inference_network, limit_threads, rows_of_images
+from embed.embedder_dir import DEFAULT_EMBEDDER, EmbedderSpec, describe_embedder
+from embed.preprocessing import to_square
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zoom:
+    """`grid` x `grid` windows of `share` of each side, in an image that is `factor` times the network's own size."""
+
+    factor: float
+    share: float
+    grid: int
+
+
+TURN_DEGREES: Final = 8
+"""Found are turns of some 4 to 14 degrees; smaller ones the embedding of the whole finds."""
+
+
+def gray(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`(s, s, 3)` uint8 without colors, by ITU-R BT.601's luma."""
+    return np.asarray(Image.fromarray(square).convert("L").convert("RGB"))
+
+
+def turned(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`(s, s, 3)` uint8 turned by `TURN_DEGREES` about its center, with black corners."""
+    return np.asarray(Image.fromarray(square).rotate(TURN_DEGREES, Image.Resampling.BILINEAR))
+
+
+ZOOMS: Final = (Zoom(factor=4 / 3, share=0.7, grid=2), Zoom(factor=2.0, share=0.53, grid=3))
+"""Half and a good quarter of the area, each window about as large as a whole image is to the network."""
+VERSIONS: Final[tuple[Callable[[NDArray[np.uint8]], NDArray[np.uint8]], ...]] = (gray, turned)
+"""Of an image's square as the network takes it."""
+_NUM_WINDOWS: Final = sum(zoom.grid**2 for zoom in ZOOMS)
+VIEW_MARGINS: Final = (0.0075,) * _NUM_WINDOWS + (0.025,) * len(VERSIONS)
+"""What each view's cosine counts less than that of whole images, because a pair has so many chances of a high one.
+
+With them the threshold for whole images keeps its precision: 0.9938 on the photographs of the model card, as whole
+images have alone; without any, windows alone bring it to 0.9913."""
+NUM_VIEWS: Final = len(VIEW_MARGINS)
+
+
+class ViewEmbedder:
+    """The loaded networks: one a zoom, and that of whole images. `embed` is for one thread at a time.
+
+    Batches have about as many pixels as `batch_size` images of the network's own size.
+    """
+
+    def __init__(self, spec: EmbedderSpec, networks: Sequence[keras.Model], *, batch_size: int) -> None:
+        self.spec = spec
+        self._networks = networks
+        self._batch_size = batch_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sides of the squares that `squares` makes of an image."""
+        return view_sizes(self.spec)
+
+    def squares(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """`(h, w, 3)` uint8 RGB as the squares that `embed` takes of an image: one a zoom, one a version."""
+        zoomed = [to_square(pixels, size) for size in self.sizes[: len(ZOOMS)]]
+        whole = to_square(pixels, self.spec.size)
+        return [*zoomed, *(version(whole) for version in VERSIONS)]
+
+    def embed(self, squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """The `(n, size, size, 3)` uint8 squares of each of `sizes` -> `(n, NUM_VIEWS, dim)` float32 unit rows."""
+        made = []
+        for network, images, size in zip(self._networks, squares, self.sizes, strict=True):
+            batch_size = max(1, round(self._batch_size * (self.spec.size / size) ** 2))
+            rows = rows_of_images(network, images, batch_size=batch_size)
+            made.append(rows.reshape(len(images), -1, self.spec.dim))
+        return np.concatenate(made, axis=1)
+
+
+def view_sizes(spec: EmbedderSpec) -> tuple[int, ...]:
+    """The sides of the squares that an embedder's views are made of, in pixels: one a zoom, one a version."""
+    return (*(round(zoom.factor * spec.size) for zoom in ZOOMS), *(spec.size for _ in VERSIONS))
+
+
+def load_view_embedder(
+    name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER,
+    *,
+    dtype: str = "float32",
+    batch_size: int = 32,
+    num_threads: int | None = None,
+) -> ViewEmbedder:
+    """The views' side of an embedder, with the same weights; parameters and errors are those of `load_embedder`."""
+    spec = describe_embedder(name_or_dir)
+    if num_threads is not None:
+        limit_threads(num_threads)
+    from embed.architectures import regional  # noqa: PLC0415 - loads Keras
+
+    zoomed = [
+        inference_network(spec, dtype=dtype, size=size, rearrange=partial(regional, share=zoom.share, grid=zoom.grid))
+        for zoom, size in zip(ZOOMS, view_sizes(spec), strict=False)
+    ]
+    whole = inference_network(spec, dtype=dtype)
+    return ViewEmbedder(spec, [*zoomed, *(whole for _ in VERSIONS)], batch_size=batch_size)
+
+
+def describe_views() -> list[str]:
+    """What decides an image's views beside its embedder."""
+    return [*map(repr, ZOOMS), *(version.__name__ for version in VERSIONS), f"turned by {TURN_DEGREES}"]
