@@ -13,7 +13,7 @@ demo: setup ## near-duplicates among real photographs whose truth is known
 test: ## lint, types and every test
 	@scripts/setup --browser
 	@$(MAKE) --no-print-directory lint
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check

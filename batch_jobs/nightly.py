@@ -31,6 +31,8 @@ from batch_jobs.changes import Changes, find_changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
+from batch_jobs.listeners import Listener, SilentListener
+from batch_jobs.model import Model, candidate_params, model_of
 from batch_jobs.nights import (
     Known,
     Night,
@@ -41,16 +43,8 @@ from batch_jobs.nights import (
     live_images,
     read_columns,
 )
-from batch_jobs.pipeline import (
-    Listener,
-    Model,
-    Pipeline,
-    Run,
-    SilentListener,
-    candidate_params,
-    model_of,
-    operator_errors,
-)
+from batch_jobs.operator_errors import operator_errors
+from batch_jobs.pipeline import Pipeline, Run
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings

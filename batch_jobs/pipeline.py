@@ -5,15 +5,12 @@ images -> catalogue -> embed -> terms -> candidates -> select (-> views -> compa
 
 from __future__ import annotations
 
-import errno
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from batch_jobs import (
     catalogue,
@@ -27,19 +24,20 @@ from batch_jobs import (
 )
 from batch_jobs.changes import Changes
 from batch_jobs.decisions import read_decisions
-from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
+from batch_jobs.errors import RejectedError, SourceError
 from batch_jobs.gpus import EmbedResources, embed_resources
+from batch_jobs.listeners import Listener, SilentListener
+from batch_jobs.model import Model, candidate_params, model_of
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
+from batch_jobs.operator_errors import operator_errors
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
 from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
-from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, disk_full
-from embed.embedder_dir import describe_embedder
-from embed.pair_scoring import PairScorer, load_pair_scorer, scorer_files
+from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace
+from embed.pair_scoring import scorer_files
 from embed.views import NUM_VIEWS, VIEW_MARGINS, describe_views
-from lsh.candidates import CandidateParams
 
 STEPS = (
     catalogue.STEP,
@@ -52,43 +50,7 @@ STEPS = (
 VIEW_STEPS = (embed_views.STEP, compare_views.STEP)
 """Before the last step, in thorough runs."""
 IMAGES_PER_TASK = 512
-_LAST_OF_LOG_BYTES = 1 << 18
 MAX_DOCS_PER_RANGE = 196_608
-
-
-class Listener(Protocol):
-    """Told how a run goes on."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def stage_progressed(self, stage: str, share: float) -> None: ...
-
-    def stage_waiting(self, stage: str, why: str) -> None: ...
-
-    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
-
-
-class SilentListener:
-    """Tells nobody."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def stage_progressed(self, stage: str, share: float) -> None: ...
-
-    def stage_waiting(self, stage: str, why: str) -> None: ...
-
-    def stage_finished(self, stage: str, *, seconds: float, reused: bool, num_images: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What made the embeddings of a run, their dimension, what scores their pairs, and the lowest score of a match."""
-
-    digest: str
-    dim: int
-    scorer: PairScorer
-    scorer_digest: str
-    min_score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -552,91 +514,9 @@ def run_pipeline(
         return run
 
 
-@contextmanager
-def operator_errors(workspace: Path) -> Iterator[None]:
-    """Spark's errors and those of a full disk in an operator's words; the whole story stays in the log."""
-    try:
-        yield
-    except _spark_errors() as error:
-        if _began_with_an_interrupt(error):
-            raise KeyboardInterrupt from error
-        log = workspace / "spark.log"
-        said = _said(error, log)
-        if "No space left on device" in said or "Disk quota exceeded" in said:
-            raise WorkspaceError(disk_full(workspace)) from error
-        if "java.lang.OutOfMemoryError" in said:
-            raise SessionError(
-                "Spark's Java process ran out of memory; raise --partitions, or run the step by spark-submit with more "
-                f"--driver-memory; the whole log is {log}"
-            ) from error
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        cause = next((line for line in reversed(lines) if "Error: " in line or "Exception: " in line), lines[0])
-        raise SessionError(f"Spark failed: {cause}; the whole log is {log}") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WorkspaceError(disk_full(workspace)) from error
-        raise
-
-
-def _spark_errors() -> tuple[type[BaseException], ...]:
-    """What Spark raises, nothing where no step has loaded it."""
-    if "py4j" not in sys.modules:
-        return ()
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
-    return (PySparkException, Py4JError, ConnectionError)
-
-
-def _said(error: BaseException, log: Path) -> str:
-    """What Spark says of an error; where its Java process has died, what that wrote last."""
-    from py4j.protocol import Py4JError, Py4JNetworkError
-
-    with suppress(Py4JError, OSError):  # the message of a Java exception is asked of Java
-        said = str(error)
-        if not isinstance(error, (Py4JNetworkError, ConnectionError)):
-            return said
-    with suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LAST_OF_LOG_BYTES))
-        return file.read().decode(errors="replace") or "its Java process ended"
-    return "its Java process ended"
-
-
-def _began_with_an_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C came first: what is cleaned up after it may meet a JVM that is still answering."""
-    before = error.__context__
-    while before is not None and not isinstance(before, KeyboardInterrupt):
-        before = before.__context__
-    return before is not None
-
-
 def _wherever_workers_run(embedder: str) -> str:
     """The name of a built-in embedder as it is, a directory as an absolute path."""
     return str(Path(embedder).resolve()) if Path(embedder).is_dir() else embedder
-
-
-def candidate_params(settings: RunSettings, model: Model) -> CandidateParams:
-    """Those of the settings, or such that a match of the lowest similarity is not lost by its sketches."""
-    return settings.candidates or CandidateParams.for_similarity(model.scorer.lowest_similarity(model.min_score))
-
-
-def model_of(source: Source, settings: RunSettings) -> Model:
-    """Where the source's embeddings come from, and how their pairs are scored.
-
-    Embeddings that the embedder did not make are scored by their cosine; raises SourceError when no threshold is given.
-    """
-    spec = describe_embedder(settings.embedder)
-    if source.kind is SourceKind.EMBEDDINGS:
-        given = read_embeddings(source.path)
-        if given.digest != spec.digest:
-            if settings.min_score is None:
-                raise SourceError(
-                    f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
-                    "give --min-score, for example 0.8"
-                )
-            return Model(given.digest, given.embeddings.shape[1], PairScorer(), given.digest, settings.min_score)
-    min_score = spec.min_score if settings.min_score is None else settings.min_score
-    return Model(spec.digest, spec.dim, load_pair_scorer(spec), spec.scorer_digest, min_score)
 
 
 if __name__ == "__main__":

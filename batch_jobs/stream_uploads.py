@@ -43,7 +43,7 @@ from batch_jobs import schemas
 from batch_jobs.embed_images import EmbedTask, decode_square, embed_decoded, load_once
 from batch_jobs.errors import BatchError, SessionError, SourceError
 from batch_jobs.gpus import embed_resources, own_workers, use_assigned_gpu
-from batch_jobs.pipeline import operator_errors
+from batch_jobs.operator_errors import operator_errors
 from batch_jobs.session import default_parallelism, spark_session, write_table
 from batch_jobs.workspace import read_json, workspace_error
 from embed.decoding import ImageLimits, ImageRejected

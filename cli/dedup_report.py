@@ -15,7 +15,8 @@ import pyarrow.dataset
 from batch_jobs import catalogue, cluster_matches, select_matches
 from batch_jobs.catalogue import image_bytes
 from batch_jobs.exports import iterate_clusters, read_rejects
-from batch_jobs.pipeline import Run, candidate_params
+from batch_jobs.model import candidate_params
+from batch_jobs.pipeline import Run
 from batch_jobs.settings import as_json
 from batch_jobs.sources import SourceKind
 from cli.report import Cluster, Member, Reject, Report, ReportLimits, ScoreHistogram, make_thumbnail, write_report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from batch_jobs.pipeline import Listener
+    from batch_jobs.listeners import Listener
 
 STAGE_LABELS = {
     "start": "starting",

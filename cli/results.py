@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from batch_jobs.exports import export_run, run_counts, run_folder
-from batch_jobs.pipeline import Listener, Run
+from batch_jobs.listeners import Listener
+from batch_jobs.pipeline import Run
 from batch_jobs.run_records import finish_record
 from batch_jobs.workspace import Workspace
 from cli.dedup_report import write_dedup_report

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 os.environ["PYTHONWARNINGS"] = "default"  # what the tests' own processes print is not an error of the test
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the kernels go first: they compile what Spark's workers then load, and they fail soonest."""
+    items.sort(key=lambda item: "tests/lsh/" not in item.path.as_posix())
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that all Spark tests share: it takes five seconds to start."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from batch_jobs import catalogue, embed_images, schemas
 from batch_jobs.exports import run_counts
-from batch_jobs.pipeline import STEPS, Pipeline, SilentListener
+from batch_jobs.listeners import SilentListener
+from batch_jobs.pipeline import STEPS, Pipeline
 from batch_jobs.run_records import RunRecord, find_record, finish_record
 from batch_jobs.session import Session, write_arrow
 from batch_jobs.settings import RunSettings, digest

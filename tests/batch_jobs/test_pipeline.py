@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs import find_candidates, pipeline, select_matches
+from batch_jobs import find_candidates, select_matches
 from batch_jobs.cluster_matches import Edges, cluster_docs
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.pipeline import STEPS, Run, run_pipeline
@@ -215,26 +215,3 @@ def test_repeated_ids_of_embeddings_are_named(spark: SparkSession, tmp_path: Pat
     np.savez(path, image_ids=np.array(["a", "b", "a"]), embeddings=embeddings, digest=np.array("given"))
     with pytest.raises(SourceError, match=r"more than once, such as a;"):
         run_pipeline(settings(path, tmp_path / "workspace"))
-
-
-def test_errors_of_spark_are_told_in_one_line(spark: SparkSession, tmp_path: Path) -> None:
-    """An operator reads the cause and where the log is, not a Java stack."""
-    from batch_jobs.errors import SessionError
-
-    with pytest.raises(SessionError, match=r"Spark failed: .*spark\.log") as caught, pipeline.operator_errors(tmp_path):
-        spark.sql("SELECT no_such_column FROM range(1)").collect()
-    assert "\n" not in str(caught.value)
-
-
-def test_an_interrupt_stays_one_when_spark_stumbles_over_it(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a call leaves the JVM's answer unread, so that what is cleaned up next fails."""
-    from py4j.protocol import Py4JError
-
-    def clean_up_after_an_interrupt() -> None:
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise Py4JError("An error occurred while calling o361.unpersist")
-
-    with pytest.raises(KeyboardInterrupt), pipeline.operator_errors(tmp_path):
-        clean_up_after_an_interrupt()

@@ -1,0 +1,47 @@
+"""What made a run's embeddings and what scores their pairs, and what follows from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batch_jobs.errors import SourceError
+from batch_jobs.settings import RunSettings
+from batch_jobs.sources import Source, SourceKind, read_embeddings
+from embed.embedder_dir import describe_embedder
+from embed.pair_scoring import PairScorer, load_pair_scorer
+from lsh.candidates import CandidateParams
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What made the embeddings of a run, their dimension, what scores their pairs, and the lowest score of a match."""
+
+    digest: str
+    dim: int
+    scorer: PairScorer
+    scorer_digest: str
+    min_score: float
+
+
+def candidate_params(settings: RunSettings, model: Model) -> CandidateParams:
+    """Those of the settings, or such that a match of the lowest similarity is not lost by its sketches."""
+    return settings.candidates or CandidateParams.for_similarity(model.scorer.lowest_similarity(model.min_score))
+
+
+def model_of(source: Source, settings: RunSettings) -> Model:
+    """Where the source's embeddings come from, and how their pairs are scored.
+
+    Embeddings that the embedder did not make are scored by their cosine; raises SourceError when no threshold is given.
+    """
+    spec = describe_embedder(settings.embedder)
+    if source.kind is SourceKind.EMBEDDINGS:
+        given = read_embeddings(source.path)
+        if given.digest != spec.digest:
+            if settings.min_score is None:
+                raise SourceError(
+                    f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
+                    "give --min-score, for example 0.8"
+                )
+            return Model(given.digest, given.embeddings.shape[1], PairScorer(), given.digest, settings.min_score)
+    min_score = spec.min_score if settings.min_score is None else settings.min_score
+    return Model(spec.digest, spec.dim, load_pair_scorer(spec), spec.scorer_digest, min_score)
