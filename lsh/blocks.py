@@ -238,7 +238,9 @@ def _with_lefts(pairs: _PairColumns, lefts: range | None) -> _PairColumns:
     if lefts is None:
         return pairs
     first, stop = np.searchsorted(pairs[0], np.array([lefts.start, lefts.stop], dtype=np.uint64))
-    # A view would keep all of the block.
+    if stop - first == pairs[0].size:
+        return pairs
+    # Slices alone would keep all of the block.
     left_docs, right_docs, shared_terms = (column[first:stop].copy() for column in pairs)
     return left_docs, right_docs, shared_terms
 
