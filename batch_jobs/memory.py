@@ -18,6 +18,7 @@ from typing import Final
 from batch_jobs.find_candidates import PART_BYTES
 from batch_jobs.make_terms import DOCS_PER_BLOCK
 from batch_jobs.pipeline import MAX_DOCS_PER_RANGE
+from batch_jobs.select_matches import PAIRS_AT_ONCE
 from batch_jobs.session import BYTES_PER_ARROW_BATCH, ROWS_PER_ARROW_BATCH
 from lsh.terms import MILLION_TERMS
 
@@ -29,7 +30,6 @@ NETWORK_BYTES: Final = 700 * MIB
 LARGEST_SQUARE: Final = 224
 """Side in pixels of the squares that the largest built-in network takes."""
 BYTES_PER_PAIR: Final = 50
-CANDIDATES_PER_DOC: Final = 120
 JVM_BYTES: Final = 512 * MIB
 JVM_BYTES_PER_TASK: Final = 768 * MIB
 """The JVM moves batches of images of at most some 64 MiB for each task, several copies at once."""
@@ -57,7 +57,7 @@ def task_memory(*, dim: int, num_tables: int, square: int = LARGEST_SQUARE) -> T
         embed=WORKER_BYTES + NETWORK_BYTES + 2 * BYTES_PER_ARROW_BATCH + 2 * squares,
         terms=WORKER_BYTES + DOCS_PER_BLOCK * (12 * dim + 80 * num_tables),
         candidates=WORKER_BYTES + PART_BYTES,
-        select=WORKER_BYTES + MAX_DOCS_PER_RANGE * (2 * 3 * dim + CANDIDATES_PER_DOC * BYTES_PER_PAIR),
+        select=WORKER_BYTES + MAX_DOCS_PER_RANGE * 2 * 3 * dim + PAIRS_AT_ONCE * BYTES_PER_PAIR,
     )
 
 
