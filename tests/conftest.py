@@ -22,6 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "tests/lsh/" not in item.path.as_posix())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """TensorFlow keeps the threads that it was first given, so whichever test comes first gives it one."""
+    if item.get_closest_marker("tensorflow"):
+        from embed.embedder import limit_threads
+
+        limit_threads(1)
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The session that all Spark tests share: it takes five seconds to start."""
