@@ -38,7 +38,7 @@ class Zoom:
 
 
 TURN_DEGREES: Final = 8
-"""Found are turns of some 4 to 14 degrees; smaller ones the embedding of the whole finds."""
+"""Copies turned by 10 degrees are found as well with versions turned by 6, 8 or 10; no other turns were measured."""
 
 
 def gray(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -116,7 +116,7 @@ def load_view_embedder(
 
     zoomed = [
         inference_network(spec, dtype=dtype, size=size, rearrange=partial(regional, share=zoom.share, grid=zoom.grid))
-        for zoom, size in zip(ZOOMS, view_sizes(spec), strict=False)
+        for zoom, size in zip(ZOOMS, view_sizes(spec)[: len(ZOOMS)], strict=True)
     ]
     whole = inference_network(spec, dtype=dtype)
     return ViewEmbedder(spec, [*zoomed, *(whole for _ in VERSIONS)], batch_size=batch_size)
