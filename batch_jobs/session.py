@@ -82,10 +82,8 @@ class Session:
             return False
         if "pyspark.sql" not in sys.modules:
             return True
-        from pyspark.sql import SparkSession
-
-        active = SparkSession.getActiveSession()
-        return active is None or runs_locally(str(active.sparkContext.master))
+        running = _running_session()
+        return running is None or runs_locally(str(running.sparkContext.master))
 
     @property
     def parallelism(self) -> int:
@@ -131,17 +129,16 @@ class Session:
 
 @contextmanager
 def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
-    """A session for the block: an active one is reused and left running, a new one is stopped at the end."""
+    """A session for the block: one that runs is reused and left running, a new one is stopped at the end."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
         # After Ctrl-C the gateway may be gone before it says goodbye.
         warnings.filterwarnings("ignore", message="Unable to cleanly shutdown Spark", category=RuntimeWarning)
         from py4j.protocol import Py4JError
-        from pyspark.sql import SparkSession
 
-        active = SparkSession.getActiveSession()
-        if active is not None:
-            yield active
+        running = _running_session()
+        if running is not None:
+            yield running
             return
         spark = _start(master, log)
         try:
@@ -150,6 +147,14 @@ def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
             # A JVM that died cannot be stopped, and what it died of is being told already.
             with suppress(Py4JError, OSError):
                 spark.stop()
+
+
+def _running_session() -> SparkSession | None:
+    """The session of the process, whichever thread asks: Java knows one for each connection, and those come and go."""
+    from pyspark.sql import SparkSession
+
+    running = SparkSession._instantiatedSession
+    return running if running is not None and running.sparkContext._jsc is not None else None
 
 
 def _start(master: str | None, log: Path) -> SparkSession:

@@ -78,9 +78,12 @@ def run_night(
         num_partitions=NUM_PARTS,
         prediction=prediction,
     )
-    with pytest.MonkeyPatch.context() as patch, Workspace(workspace) as opened:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Workspace(workspace) as opened,
+        Session(master=None, log=workspace / "spark.log") as session,
+    ):
         _as_if_images(patch, copies or {}, rejects)
-        session = Session(master=None, log=workspace / "spark.log")
         pipeline = Pipeline(settings, opened, open_source(settings.source), listener=SilentListener(), session=session)
         pipeline.begin()
         run = pipeline.run(until=until)

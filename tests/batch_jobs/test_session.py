@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from batch_jobs.memory import executor_settings
-from batch_jobs.session import BYTES_PER_ARROW_BATCH, Session, own_settings, runs_locally
+from batch_jobs.session import BYTES_PER_ARROW_BATCH, Session, own_settings, runs_locally, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -60,6 +61,19 @@ def test_a_session_is_started_once(spark: SparkSession, tmp_path: Path) -> None:
     with Session(master="local[2]", log=tmp_path / "spark.log") as session:
         assert session.spark is session.spark
         assert session.parallelism == 2
+    assert spark.range(3).count() == 3
+
+
+@pytest.mark.spark
+def test_a_session_that_runs_is_left_running_by_any_thread(spark: SparkSession, tmp_path: Path) -> None:
+    """Java forgets which session a thread has with the thread's connection, and a new thread has none."""
+
+    def count() -> int:
+        with spark_session(master="local[2]", log=tmp_path / "spark.log") as session:
+            return session.range(4).count()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(count).result() == 4
     assert spark.range(3).count() == 3
 
 
