@@ -13,7 +13,9 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -188,20 +190,29 @@ def serve_pool(serve: Serve) -> Iterator[RunningServer]:
         yield running
 
 
+@asynccontextmanager
+async def started_pool(limits: DecodingLimits) -> AsyncIterator[DecodingPool]:
+    """A pool for the block; what it leaves running would keep its event loop from closing."""
+    pool = DecodingPool(size=SIZE, limits=limits)
+    try:
+        await pool.start()
+        yield pool
+    finally:
+        await pool.close()
+
+
 def decode_all(running: RunningServer, contents: list[bytes], limits: DecodingLimits) -> tuple[list[object], int]:
     """What a pool makes of each file, one after the other, and how many of its processes were replaced."""
 
     async def decode() -> tuple[list[object], int]:
-        pool = DecodingPool(size=SIZE, limits=limits)
-        await pool.start()
         results: list[object] = []
-        for content in contents:
-            try:
-                results.append(await pool.decode(content))
-            except ImageRejected as rejected:
-                results.append(rejected.reason.value)
-        await pool.close()
-        return results, pool.num_restarts
+        async with started_pool(limits) as pool:
+            for content in contents:
+                try:
+                    results.append(await pool.decode(content))
+                except ImageRejected as rejected:
+                    results.append(rejected.reason.value)
+            return results, pool.num_restarts
 
     results: tuple[list[object], int] = running.run(decode())
     return results
@@ -240,19 +251,16 @@ def test_a_decoder_that_is_killed_while_it_decodes_is_replaced(serve_pool: Runni
     """As by the kernel when memory is short: the image is rejected, the next one decoded."""
 
     async def kill_and_decode() -> tuple[str, object]:
-        pool = DecodingPool(size=SIZE, limits=DecodingLimits(image=DECODING.image, num_processes=1))
-        await pool.start()
-        (process,) = pool._processes
-        process.send_signal(signal.SIGSTOP)
-        first = asyncio.ensure_future(pool.decode(jpeg()))
-        while len(pool):
-            await asyncio.sleep(0)
-        process.kill()
-        with pytest.raises(ImageRejected) as rejected:
-            await first
-        second = await pool.decode(jpeg())
-        await pool.close()
-        return rejected.value.detail, second
+        async with started_pool(DECODING) as pool:
+            (process,) = pool._processes
+            process.send_signal(signal.SIGSTOP)
+            first = asyncio.ensure_future(pool.decode(jpeg()))
+            while not pool._idle.empty():
+                await asyncio.sleep(0)
+            process.kill()
+            with pytest.raises(ImageRejected) as rejected:
+                await first
+            return rejected.value.detail, await pool.decode(jpeg())
 
     first, second = serve_pool.run(kill_and_decode())
 
@@ -264,15 +272,11 @@ def test_a_decoder_that_is_killed_while_it_waits_costs_no_image(serve_pool: Runn
     """Its image was not there yet, so the next one is decoded by another process."""
 
     async def kill_and_decode() -> tuple[object, int]:
-        pool = DecodingPool(size=SIZE, limits=DECODING)
-        await pool.start()
-        killed = tuple(pool._processes)
-        for process in killed:
+        async with started_pool(DECODING) as pool:
+            (process,) = pool._processes
             process.kill()
-        await asyncio.gather(*(process.wait() for process in killed))
-        pixels = await pool.decode(jpeg())
-        await pool.close()
-        return pixels, pool.num_restarts
+            await process.wait()
+            return await pool.decode(jpeg()), pool.num_restarts
 
     pixels, num_restarts = serve_pool.run(kill_and_decode())
 
@@ -290,18 +294,15 @@ def test_a_decoder_that_cannot_be_started_is_started_later(
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     async def kill_and_decode() -> object:
-        pool = DecodingPool(size=SIZE, limits=DecodingLimits(image=DECODING.image, num_processes=1))
-        await pool.start()
-        (process,) = pool._processes
-        process.kill()
-        await process.wait()
-        monkeypatch.setattr(asyncio, "create_subprocess_exec", no_room)
-        with pytest.raises(Overloaded, match="temporarily unavailable"):
-            await pool.decode(jpeg())
-        monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-        pixels = await pool.decode(jpeg())
-        await pool.close()
-        return pixels
+        async with started_pool(DECODING) as pool:
+            (process,) = pool._processes
+            process.kill()
+            await process.wait()
+            monkeypatch.setattr(asyncio, "create_subprocess_exec", no_room)
+            with pytest.raises(Overloaded, match="temporarily unavailable"):
+                await pool.decode(jpeg())
+            monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+            return await pool.decode(jpeg())
 
     assert isinstance(serve_pool.run(kill_and_decode()), np.ndarray)
 
@@ -310,10 +311,8 @@ def test_a_full_decoder_queue_refuses_at_once(serve_pool: RunningServer) -> None
     """More images than may wait are told so instead of being kept in memory."""
 
     async def decode_many() -> Counter[str]:
-        pool = DecodingPool(size=SIZE, limits=DecodingLimits(image=DECODING.image, num_processes=1, max_queue=3))
-        await pool.start()
-        results = await asyncio.gather(*(pool.decode(jpeg()) for _ in range(12)), return_exceptions=True)
-        await pool.close()
+        async with started_pool(replace(DECODING, max_queue=3)) as pool:
+            results = await asyncio.gather(*(pool.decode(jpeg()) for _ in range(12)), return_exceptions=True)
         return Counter(type(result).__name__ for result in results)
 
     counts = serve_pool.run(decode_many())
