@@ -237,6 +237,8 @@ def own_settings(master: str, log: Path) -> dict[str, str]:
         "spark.driver.bindAddress": "127.0.0.1",
         # The JVM only moves images; compiling its code well would cost more time than it saves.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        # A task costs more than what little of the catalogue each of Spark's 200 would sort.
+        "spark.sql.shuffle.partitions": str(2 * local_tasks(master)),
         "spark.local.dir": str(log.parent / ".spark"),
     }
 
