@@ -25,7 +25,7 @@ from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import decode_term_blocks, encode_pair_block
 from lsh.candidates import CandidateParams, Candidates
 from lsh.leaders import Leaders, candidates_with_leaders
-from lsh.new_candidates import new_candidates
+from lsh.new_candidates import candidates_with_later, new_candidates
 from lsh.pair_tally import Spill
 
 PAIR_BLOCKS_ARROW, PAIR_COUNTS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS), schemas.arrow(schemas.PAIR_COUNTS)
@@ -45,7 +45,7 @@ class Join:
     """What is joined: the term blocks of new docs with one another and with known ones.
 
     `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known. Without
-    `among_new` new docs meet known ones alone.
+    `among_new` new docs meet known ones alone, all of which may lie behind them (`are_known_later`).
     """
 
     new: str
@@ -55,6 +55,7 @@ class Join:
     params: CandidateParams
     docs_per_range: int
     among_new: bool = True
+    are_known_later: bool = False
 
 
 def find_candidates(runner: TaskRunner, folder: Path, *, join: Join, num_parts: int) -> Mapping[str, Any]:
@@ -128,14 +129,10 @@ def _found_in(part: int, join: Join, spill: Spill) -> Candidates:
     if not join.known:
         return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders, spill=spill)
     known = (block for table in join.known for block in read_blocks(table, part))
-    return new_candidates(
-        known,
-        new,
-        join.params,
-        removed_docs=join.removed_docs.astype(np.uint64),
-        among_new=join.among_new,
-        spill=spill,
-    )
+    removed_docs = join.removed_docs.astype(np.uint64)
+    if join.are_known_later:
+        return candidates_with_later(known, new, join.params, removed_docs=removed_docs, spill=spill)
+    return new_candidates(known, new, join.params, removed_docs=removed_docs, among_new=join.among_new, spill=spill)
 
 
 def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -37,6 +38,8 @@ from lsh.sorting import starts_of_runs
 _DOCS_AT_ONCE = 65_536
 """Whose sketches stay near a processor, 2 MiB of them; blocks of fewer docs are put together."""
 _MAX_PENDING = 16
+_BEHIND_ALL = np.uint64(1 << 62)
+"""Added to new docs, it brings them behind all known ones."""
 _ZERO, _ROW_BITS = np.uint64(0), np.uint64(32)
 
 
@@ -64,7 +67,47 @@ def new_candidates(
     Without `among_new` the pairs of two new docs, all of them behind the known ones, are left out and not even compared
     in regular buckets. Raises FormatError as `decode_term_blocks` does.
     """
+    return _candidates_of(
+        decode_term_blocks(new), known, params, removed_docs=removed_docs, among_new=among_new, spill=spill
+    )
+
+
+def candidates_with_later(
+    known: Iterable[FrameBytes],
+    new: Sequence[FrameBytes],
+    params: CandidateParams,
+    *,
+    removed_docs: NDArray[np.uint64],
+    spill: Spill | None = None,
+) -> Candidates:
+    """What `new_candidates` finds without `among_new`, where the known docs lie behind the new ones, as views do."""
+
+    def turned(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        order = np.lexsort((pairs[:, 0], pairs[:, 1]))
+        return np.column_stack([pairs[order, 1] - _BEHIND_ALL, pairs[order, 0]]), shared_terms[order]
+
     added = decode_term_blocks(new)
+    found = _candidates_of(
+        replace(added, docs=added.docs + _BEHIND_ALL),
+        known,
+        params,
+        removed_docs=removed_docs,
+        among_new=False,
+        spill=None if spill is None else lambda *found: spill(*turned(*found)),
+    )
+    pairs, shared_terms = turned(found.pairs, found.shared_terms)
+    return replace(found, pairs=pairs, shared_terms=shared_terms)
+
+
+def _candidates_of(
+    added: TermPostings,
+    known: Iterable[FrameBytes],
+    params: CandidateParams,
+    *,
+    removed_docs: NDArray[np.uint64],
+    among_new: bool,
+    spill: Spill | None,
+) -> Candidates:
     is_first = starts_of_runs(added.terms)
     terms = added.terms[is_first]
     shared = list(_coalesced(_shared(known, terms, removed_docs)))

@@ -17,7 +17,7 @@ from lsh import pair_tally
 from lsh.blocks import TERM_BLOCK, TermPostings, decode_pair_blocks, encode_pair_block, encode_term_blocks
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 from lsh.errors import FormatError
-from lsh.new_candidates import join_term_blocks, new_candidates
+from lsh.new_candidates import candidates_with_later, join_term_blocks, new_candidates
 from lsh.pair_tally import Spill
 from lsh.variable_byte import encode, encode_sorted
 
@@ -106,6 +106,34 @@ def test_without_pairs_among_the_new_all_others_stay(
     has_known = every.pairs[:, 0] < num_known
     np.testing.assert_array_equal(found.pairs, every.pairs[has_known])
     np.testing.assert_array_equal(found.shared_terms, every.shared_terms[has_known])
+
+
+@given(st.integers(1, 80), st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
+def test_known_docs_may_lie_behind_the_new(
+    num_known: int, num_new: int, num_blocks: int, seed: int, spills: bool
+) -> None:
+    """The pairs are those of the other way round, left below right, where no bucket is cut."""
+    rng = np.random.default_rng(seed)
+    params = CandidateParams(max_bucket_size=1000, crowd_size=1000, max_sketch_distance=80)
+    docs = np.cumsum(rng.integers(1, 4, num_known + num_new)).astype(np.uint64)
+    new = block_of(docs[:num_new], num_terms=20, seed=seed)
+    known = docs[num_new:] + np.uint64(1 << 40)
+    is_removed = rng.random(num_known) < 0.2
+    later = [block_of(part, num_terms=20, seed=seed) for part in np.array_split(known, num_blocks) if part.size]
+    kept = block_of(known[~is_removed], num_terms=20, seed=seed)
+    spilled: list[bytes] = []
+
+    def spill(pairs: NDArray[np.uint64], shared_terms: NDArray[np.uint32]) -> None:
+        spilled.append(encode_pair_block(pairs, shared_terms))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_tally, "MAX_TALLIED", 8 if spills else 1 << 24)
+        found = candidates_with_later(later, [new], params, removed_docs=known[is_removed], spill=spill)
+    pairs, shared_terms = decode_pair_blocks([*spilled, encode_pair_block(found.pairs, found.shared_terms)])
+
+    expected = new_candidates([new], [kept], params, removed_docs=words([]), among_new=False)
+    np.testing.assert_array_equal(pairs, expected.pairs)
+    np.testing.assert_array_equal(shared_terms, expected.shared_terms)
 
 
 @pytest.mark.parametrize("among_new", [False, True])
