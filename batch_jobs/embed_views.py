@@ -1,6 +1,7 @@
 """Step 5a, views, in thorough runs: parts and versions of every distinct image, embedded by themselves.
 
-A view has a number like a doc: those of the image `doc` begin at `first_view + NUM_VIEWS * doc`, behind all docs.
+A view has a number like a doc, the same on every night: those of the image `doc` begin at
+`FIRST_VIEW + NUM_VIEWS * doc`, behind all docs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from batch_jobs.make_terms import binary_rows
 from batch_jobs.session import write_table
 from batch_jobs.sources import Source
 from embed.decoding import ImageRejected, decode_image
+from embed.views import NUM_VIEWS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 STEP = "views"
 TABLES = ("views",)
 VIEWS_ARROW = schemas.arrow(schemas.EMBEDDINGS)
+FIRST_VIEW = 1 << 40
 _IMAGES_AT_ONCE = 4 * BATCH_SIZE
 
 Squares = list[NDArray[np.uint8]]
@@ -47,7 +50,6 @@ def embed_views(
     task: EmbedTask,
     resources: EmbedResources,
     num_tasks: int,
-    first_view: int,
 ) -> Mapping[str, Any]:
     """Write `views`, rows of `EMBEDDINGS` by number, of the images that have an embedding."""
     embedded = spark.read.parquet(embeddings).select("doc")
@@ -55,15 +57,24 @@ def embed_views(
     images = images.repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
     with own_workers(spark, resources):
         made = images.mapInArrow(
-            partial(view_batches, task=task, first_view=first_view),
+            partial(view_batches, task=task),
             schemas.EMBEDDINGS,
             profile=resources.profile,
         )
         write_table(made, folder / "views")
-    return {"first_view": first_view}
+    return {}
 
 
-def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask, first_view: int) -> Iterator[pa.RecordBatch]:
+def views_of(docs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of all views of some images, in their order.
+
+    >>> (views_of(np.array([0, 7])) - FIRST_VIEW).tolist() == [*range(NUM_VIEWS), *range(7 * NUM_VIEWS, 8 * NUM_VIEWS)]
+    True
+    """
+    return (FIRST_VIEW + NUM_VIEWS * docs[:, None] + np.arange(NUM_VIEWS)).ravel()
+
+
+def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Iterator[pa.RecordBatch]:
     """Rows of images to the rows of their views, in order; what cannot be read any more has none."""
     use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
@@ -73,7 +84,7 @@ def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask, first_vi
                 images = batch.slice(start, _IMAGES_AT_ONCE)
                 places = images["content" if "content" in images.schema.names else "uri"].to_pylist()
                 decoded = list(pool.map(partial(_decoded, task=task, embedder=embedder), places))
-                yield _view_rows(images["doc"].to_numpy(), decoded, embedder, first_view=first_view)
+                yield _view_rows(images["doc"].to_numpy(), decoded, embedder)
 
 
 @lru_cache(maxsize=1)
@@ -91,16 +102,12 @@ def _decoded(place: str | bytes | None, *, task: EmbedTask, embedder: ViewEmbedd
         return None
 
 
-def _view_rows(
-    docs: NDArray[np.int64], decoded: list[Squares | None], embedder: ViewEmbedder, *, first_view: int
-) -> pa.RecordBatch:
+def _view_rows(docs: NDArray[np.int64], decoded: list[Squares | None], embedder: ViewEmbedder) -> pa.RecordBatch:
     readable = [squares for squares in decoded if squares is not None]
     if not readable:
         return pa.RecordBatch.from_pylist([], schema=VIEWS_ARROW)
     views = embedder.embed([np.stack(of_one_size) for of_one_size in zip(*readable, strict=True)]).astype("<f4")
-    num_views = views.shape[1]
-    first = first_view + num_views * docs[[squares is not None for squares in decoded]]
-    numbers = (first[:, None] + np.arange(num_views)).ravel()
+    numbers = views_of(docs[[squares is not None for squares in decoded]])
     rows = np.ascontiguousarray(views.reshape(len(numbers), -1))
     return pa.RecordBatch.from_arrays([pa.array(numbers, pa.int64()), binary_rows(rows)], schema=VIEWS_ARROW)
 

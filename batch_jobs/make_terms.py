@@ -34,6 +34,8 @@ CODES_ARROW = schemas.arrow(schemas.CODES)
 SKETCHES_ARROW = schemas.arrow(schemas.SKETCHES)
 
 STEP = "terms"
+STEP_OF_VIEWS = "view_terms"
+"""The same for views, in thorough runs."""
 TABLES = ("term_blocks", "codes", "leaders")
 DOCS_PER_BLOCK = 65_536
 MAX_TASKS = 512

@@ -26,7 +26,15 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from batch_jobs import catalogue, cluster_matches, embed_images, find_candidates, make_terms, select_matches
+from batch_jobs import (
+    catalogue,
+    cluster_matches,
+    compare_views,
+    embed_images,
+    find_candidates,
+    make_terms,
+    select_matches,
+)
 from batch_jobs.changes import Changes, find_changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
@@ -47,14 +55,22 @@ from batch_jobs.operator_errors import operator_errors
 from batch_jobs.pipeline import Pipeline, Run
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import Session
-from batch_jobs.settings import RunSettings
+from batch_jobs.settings import RunSettings, digest
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import Workspace, read_json
+from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from embed.errors import EmbedError
+from embed.views import VIEW_MARGINS, describe_views
 from lsh.errors import LshError
 
 CHANGING_TABLES = ("catalogue", "removed", "rewritten")
-SEGMENTED_STEPS = (catalogue.STEP, embed_images.STEP, make_terms.STEP, select_matches.STEP)
+SEGMENTED_STEPS = (
+    catalogue.STEP,
+    embed_images.STEP,
+    make_terms.STEP,
+    select_matches.STEP,
+    make_terms.STEP_OF_VIEWS,
+    compare_views.STEP,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +140,7 @@ class NightResults:
             "cut_buckets": self.figures.get("num_cut_buckets", 0),
             "cut_pairs": self.figures.get("num_cut_pairs", 0),
             "matches": self.figures.get("num_matches", 0),
+            "view_matches": self.figures.get("num_view_matches", 0),
             "min_score": night.settings["min_score"],
             "embedder_digest": night.settings["embedder"],
             "seconds": dict(self.seconds),
@@ -276,14 +293,15 @@ def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
         "min_score": model.min_score,
         "min_shared_terms": settings.min_shared_terms,
         "verified": settings.verified,
+        **({"thorough": digest([describe_views(), VIEW_MARGINS])[:KEY_LENGTH]} if settings.thorough else {}),
     }
 
 
 def _require_same(previous: Night, wanted: Mapping[str, Any], workspace: Path) -> None:
     changed = [
-        f"{name}: {previous.settings.get(name)} there, {value} now"
-        for name, value in wanted.items()
-        if previous.settings.get(name) != value
+        f"{name}: {previous.settings.get(name)} there, {wanted.get(name)} now"
+        for name in {**previous.settings, **wanted}
+        if previous.settings.get(name) != wanted.get(name)
     ]
     if changed:
         raise WorkspaceError(
@@ -325,6 +343,9 @@ def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Chang
     )
     selected = run.steps.get(select_matches.STEP)
     matched = {"num_matches": selected.num_rows["edges"], **selected.stats} if selected else {}
+    compared = run.steps.get(compare_views.STEP)
+    if compared:
+        matched["num_view_matches"] = compared.num_rows["view_edges"]
     found = run.steps.get(find_candidates.STEP)
     outputs = export_run(run, workspace)
     outputs["run"] = str(run_folder(run, workspace) / "run.json")
@@ -371,6 +392,7 @@ def main() -> None:
     parser.add_argument("--embedder", default="vgg_copy", help="built-in embedder, or a directory on every executor")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--min-score", type=float, help="lowest score of a match; the embedder's own by default")
+    parser.add_argument("--thorough", action="store_true", help="compare parts and versions of each image too")
     parser.add_argument("--max-reject-ratio", type=float, default=1.0)
     parser.add_argument("--uri-root", type=Path, help="folder that a table's uris may point into")
     parser.add_argument("--num-partitions", type=int, help="two for each core of the session by default")

@@ -105,6 +105,8 @@ class Known:
     embeddings: tuple[str, ...] = ()
     term_blocks: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
+    view_term_blocks: tuple[str, ...] = ()
+    view_codes: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
     assignments: str | None = None
     crowd_edges: str | None = None
@@ -123,6 +125,8 @@ class Known:
             embeddings=extended(self.embeddings, "embed", "embeddings"),
             term_blocks=extended(self.term_blocks, "terms", "term_blocks"),
             codes=extended(self.codes, "terms", "codes"),
+            view_term_blocks=extended(self.view_term_blocks, "view_terms", "term_blocks"),
+            view_codes=extended(self.view_codes, "view_terms", "codes"),
             edges=extended(extended(self.edges, "select", "edges"), "compare", "view_edges"),
         )
 
@@ -144,7 +148,9 @@ def known_of(workspace: Path, night: Night | None) -> Known:
         embeddings=night.tables(workspace, "embed", "embeddings"),
         term_blocks=night.tables(workspace, "terms", "term_blocks"),
         codes=night.tables(workspace, "terms", "codes"),
-        edges=night.tables(workspace, "select", "edges"),
+        view_term_blocks=night.tables(workspace, "view_terms", "term_blocks"),
+        view_codes=night.tables(workspace, "view_terms", "codes"),
+        edges=night.tables(workspace, "select", "edges") + night.tables(workspace, "compare", "view_edges"),
         assignments=str(clustered / "assignments"),
         crowd_edges=str(clustered / "crowd_edges"),
     )

@@ -1,6 +1,6 @@
 """The pipeline: the steps in their order, each committed before the next, each found again when it is already there.
 
-images -> catalogue -> embed -> terms -> candidates -> select (-> views -> compare) -> cluster
+images -> catalogue -> embed -> terms -> candidates -> select (-> views -> view_terms -> compare) -> cluster
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STEPS = (
     select_matches.STEP,
     cluster_matches.STEP,
 )
-VIEW_STEPS = (embed_views.STEP, compare_views.STEP)
+VIEW_STEPS = (embed_views.STEP, make_terms.STEP_OF_VIEWS, compare_views.STEP)
 """Before the last step, in thorough runs."""
 IMAGES_PER_TASK = 512
 MAX_DOCS_PER_RANGE = 196_608
@@ -195,6 +195,7 @@ class Pipeline:
             find_candidates.STEP: self.find_candidates,
             select_matches.STEP: self.select,
             embed_views.STEP: self.embed_views,
+            make_terms.STEP_OF_VIEWS: self.make_view_terms,
             compare_views.STEP: self.compare_views,
             cluster_matches.STEP: self.cluster,
         }
@@ -306,9 +307,9 @@ class Pipeline:
         inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": layout}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
-    def find_candidates(self) -> StepOutput:
+    def _join(self) -> find_candidates.Join:
         hashed = self.outputs[make_terms.STEP]
-        join = find_candidates.Join(
+        return find_candidates.Join(
             new=hashed.table("term_blocks"),
             known=self.known.term_blocks,
             removed_docs=removed_contents(self.whole),
@@ -316,6 +317,10 @@ class Pipeline:
             params=self.candidates,
             docs_per_range=self._docs_per_range(),
         )
+
+    def find_candidates(self) -> StepOutput:
+        hashed = self.outputs[make_terms.STEP]
+        join = self._join()
 
         def write(folder: Path) -> Mapping[str, Any]:
             runner = self._runner(find_candidates.STEP)
@@ -374,39 +379,46 @@ class Pipeline:
                 task=self._embed_task(resources),
                 resources=resources,
                 num_tasks=self._num_embed_tasks,
-                first_view=catalogued.num_rows["catalogue"],
             )
 
-        inputs = {"embed": embedded.key, "views": describe_views()}
+        inputs = {"embed": embedded.key, "views": describe_views(), "first_view": embed_views.FIRST_VIEW}
         return self.workspace.step(embed_views.STEP, inputs=inputs, write=write, tables=embed_views.TABLES)
 
+    def make_view_terms(self) -> StepOutput:
+        viewed, hashed = self.outputs[embed_views.STEP], self.outputs[make_terms.STEP]
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            return make_terms.make_terms(
+                self._runner(make_terms.STEP_OF_VIEWS, num_rows=viewed.num_rows["views"]),
+                folder,
+                embeddings=viewed.table("views"),
+                params=self.terms,
+                num_partitions=hashed.stats["num_parts"],
+                is_night=True,
+            )
+
+        inputs = {"views": viewed.key, "terms": hashed.key}
+        return self.workspace.step(make_terms.STEP_OF_VIEWS, inputs=inputs, write=write, tables=make_terms.TABLES)
+
     def compare_views(self) -> StepOutput:
-        cut_up, hashed, found, selected = (
-            self.outputs[step]
-            for step in (embed_views.STEP, make_terms.STEP, find_candidates.STEP, select_matches.STEP)
+        viewed, hashed, selected = (
+            self.outputs[step] for step in (embed_views.STEP, make_terms.STEP_OF_VIEWS, select_matches.STEP)
         )
 
         def write(folder: Path) -> Mapping[str, Any]:
             for name, content in scorer_files(self.model.scorer).items():
                 (folder / name).write_bytes(content)
             return compare_views.compare_views(
-                self._runner(compare_views.STEP, num_rows=cut_up.num_rows["views"]),
+                self._runner(compare_views.STEP, num_rows=viewed.num_rows["views"]),
                 folder,
-                views=cut_up.table("views"),
-                first_view=cut_up.stats["first_view"],
-                images=compare_views.Images(
-                    term_blocks=hashed.table("term_blocks"),
-                    codes=hashed.table("codes"),
-                    edges=selected.table("edges"),
-                    num_parts=hashed.stats["num_parts"],
-                    docs_per_range=found.stats["docs_per_range"],
-                ),
-                terms=self.terms,
-                candidates=self.candidates,
+                whole=self.whole,
+                join=self._join(),
+                edges=selected.table("edges"),
+                num_parts=hashed.stats["num_parts"],
                 selection=self.selection,
             )
 
-        inputs = {"views": cut_up.key, "select": selected.key, "margins": VIEW_MARGINS}
+        inputs = {"view_terms": hashed.key, "select": selected.key, "margins": VIEW_MARGINS}
         return self.workspace.step(compare_views.STEP, inputs=inputs, write=write, tables=compare_views.TABLES)
 
     def cluster(self) -> StepOutput:

@@ -36,11 +36,6 @@ Everything is kept in the workspace; finished steps are reused, and a run that w
 @pipeline_options
 @matching_options
 @click.option(
-    "--thorough",
-    is_flag=True,
-    help="Find crops to a quarter, gray and turned copies too; embeds nine times as long.",
-)
-@click.option(
     "--report", type=click.Path(path_type=Path), help="Where to write the HTML report. [default: in the workspace]"
 )
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the summary.")

@@ -30,6 +30,7 @@ canonicals.
   neardup nightly today.parquet --keep-missing   SOURCE has the new images alone
   neardup nightly photos/ --only a.jpg --only @broken.txt
   neardup nightly photos/ --full                 cut all clusters from scratch
+  neardup nightly photos/ --thorough             find crops, gray and turned copies too, every night
 
 A night that was stopped goes on where it was; the night before counts until all of it is written.
 """
@@ -165,6 +166,7 @@ def describe_night(results: NightResults) -> str:
         ("removed", f"{counts.removed:,}"),
         ("rejected", f"{counts.rejected:,}{f'  ({reasons})' if reasons else ''}"),
         ("new matches", f"{figures.get('num_matches', 0):,}"),
+        *([("matches by a view", f"{figures['num_view_matches']:,}")] if figures.get("num_view_matches") else []),
         ("clusters", f"{figures['num_clusters']:,}"),
         ("duplicates found", f"{figures['num_duplicates']:,}"),
         ("could be freed", human_bytes(figures["reclaimable_bytes"])),

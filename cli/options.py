@@ -122,6 +122,11 @@ def matching_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
                 help="How to hash: a file that `neardup tune` wrote.",
             ),
+            click.option(
+                "--thorough",
+                is_flag=True,
+                help="Find crops to a quarter, gray and turned copies too; embeds nine times as long.",
+            ),
         )
     ):
         command = option(command)

@@ -21,6 +21,7 @@ STAGE_LABELS = {
     "candidates": "finding candidates",
     "select": "selecting matches",
     "views": "embedding views",
+    "view_terms": "hashing views",
     "compare": "comparing views",
     "cluster": "clustering",
     "report": "writing report",

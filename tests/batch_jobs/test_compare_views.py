@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,14 @@ from batch_jobs import schemas
 from batch_jobs.compare_views import view_edges
 from batch_jobs.decisions import Decisions
 from batch_jobs.embed_images import EmbedTask
-from batch_jobs.embed_views import view_batches
-from batch_jobs.errors import BatchError, SourceError
+from batch_jobs.embed_views import FIRST_VIEW, view_batches, views_of
+from batch_jobs.errors import BatchError, SourceError, WorkspaceError
 from batch_jobs.explanation import explain_pair
+from batch_jobs.nightly import NightOptions, run_nightly
+from batch_jobs.nights import known_of, live_images, read_columns
 from batch_jobs.pipeline import Run, run_pipeline
 from batch_jobs.run_records import find_record
-from batch_jobs.run_tables import RunTables
+from batch_jobs.run_tables import RunTables, whole_of
 from batch_jobs.settings import RunSettings
 from embed.decoding import ImageLimits
 from embed.embedder_dir import describe_embedder
@@ -35,7 +38,6 @@ from tests.photos import synthetic_photo
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-FIRST_VIEW = 100
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 PARTS = {"half": 0.7, "quarter": 0.5}
 Match = tuple[int, int, float]
@@ -57,7 +59,7 @@ def view(doc: int, number: int) -> int:
 
 
 def folded(of_views: list[Match], matched: list[Match]) -> list[Match]:
-    found = view_edges(edges(of_views), edges(matched), first_view=FIRST_VIEW)
+    found = view_edges(edges(of_views), edges(matched))
     return [(row["left_doc"], row["right_doc"], round(row["score"], 3)) for row in found.to_pylist()]
 
 
@@ -78,7 +80,7 @@ def test_pairs_that_match_as_wholes_stay_as_they_are() -> None:
 
 def test_without_matches_there_are_no_edges() -> None:
     """An empty table has the schema of all others."""
-    assert view_edges(edges([]), edges([]), first_view=FIRST_VIEW).schema == schemas.arrow(schemas.EDGES)
+    assert view_edges(edges([]), edges([])).schema == schemas.arrow(schemas.EDGES)
 
 
 def test_views_need_images_and_codes(tmp_path: Path) -> None:
@@ -148,12 +150,10 @@ def test_a_part_and_a_gray_copy_join_the_cluster_of_their_photo(thorough_run: Ru
 @pytest.mark.spark
 @pytest.mark.tensorflow
 def test_every_image_has_its_views(thorough_run: Run) -> None:
-    """Views are numbered behind all docs, `NUM_VIEWS` an image, in the order of docs."""
+    """`NUM_VIEWS` an image, in the order of docs."""
     docs, _ = vectors(thorough_run, "embed", "embeddings")
     numbers, _ = vectors(thorough_run, "views", "views")
-    first = thorough_run.num_catalogued
-    expected = [first + NUM_VIEWS * doc + place for doc in docs.tolist() for place in range(NUM_VIEWS)]
-    assert numbers.tolist() == expected
+    assert numbers.tolist() == views_of(docs).tolist()
 
 
 @pytest.mark.spark
@@ -222,6 +222,48 @@ def test_a_match_by_a_view_is_explained(thorough_run: Run, settings: RunSettings
     assert found.view_similarity > found.similarity
 
 
+def all_matches(workspace: Path, run_id: str) -> set[tuple[frozenset[str], float]]:
+    """Pairs of images that are there and their scores, by whole images and by views."""
+    whole = whole_of(workspace, find_record(workspace, run_id))
+    name_of = {row["doc"]: row["image_id"] for row in live_images(whole, ["doc", "image_id"]).to_pylist()}
+    return {
+        (frozenset({name_of[row["left_doc"]], name_of[row["right_doc"]]}), row["score"])
+        for row in read_columns(whole.edges, ["left_doc", "right_doc", "score"]).to_pylist()
+        if {row["left_doc"], row["right_doc"]} <= name_of.keys()
+    }
+
+
+@pytest.mark.spark
+@pytest.mark.tensorflow
+def test_nights_with_views_find_the_matches_of_one_run(
+    thorough_run: Run, settings: RunSettings, tmp_path: Path
+) -> None:
+    """A new part meets known photos, a new photo known parts; what is gone or changed meets nobody."""
+    source = tmp_path / "photos"
+    source.mkdir()
+    photos = Path(settings.source)
+    known = ["astronaut.png", "chelsea.png", "coffee-quarter.jpg", "coffee-gray.jpg", "rocket-half.jpg", "rocket.png"]
+    for name in known:
+        shutil.copy(photos / name, source)
+    for part, name in (("coffee-half.jpg", "gone.jpg"), ("coffee.png", "chelsea-gray.jpg")):
+        Image.open(photos / part).save(source / name, quality=60)
+    nightly = replace(settings, source=str(source), workspace=tmp_path / "workspace")
+    first = run_nightly(nightly, NightOptions())
+    (source / "gone.jpg").unlink()
+    shutil.copytree(photos, source, dirs_exist_ok=True)
+
+    second = run_nightly(nightly, NightOptions())
+
+    new_docs = pq.read_table(second.outputs["embeddings"])["doc"].to_numpy()
+    viewed = read_columns(known_of(nightly.workspace, second.night).view_codes[-1:], ["doc"])["doc"].to_numpy()
+    assert sorted(viewed) == sorted(views_of(new_docs))
+    assert first.as_json()["view_matches"] > 0
+    assert second.as_json()["view_matches"] > 0
+    assert all_matches(nightly.workspace, second.night.run_id) == all_matches(settings.workspace, thorough_run.run_id)
+    with pytest.raises(WorkspaceError, match=r"other settings \(thorough: \w+ there, None now\)"):
+        run_nightly(replace(nightly, thorough=False), NightOptions())
+
+
 @pytest.mark.tensorflow
 def test_an_image_that_cannot_be_read_any_more_has_no_views(tiny_embedder: str, tmp_path: Path) -> None:
     """A file that was removed since it was embedded is left out, and the others keep their numbers."""
@@ -231,8 +273,8 @@ def test_an_image_that_cannot_be_read_any_more_has_no_views(tiny_embedder: str, 
     batch = pa.RecordBatch.from_pydict({"doc": [0, 1, 2], "uri": [str(tmp_path / f"{doc}.png") for doc in range(3)]})
     gone = batch.slice(1, 1)
 
-    (made,) = view_batches(iter([batch]), task=task, first_view=FIRST_VIEW)
-    (none,) = view_batches(iter([gone]), task=task, first_view=FIRST_VIEW)
+    (made,) = view_batches(iter([batch]), task=task)
+    (none,) = view_batches(iter([gone]), task=task)
 
     assert made["doc"].to_pylist() == [view(doc, place) for doc in (0, 2) for place in range(NUM_VIEWS)]
     assert none.num_rows == 0
