@@ -33,7 +33,7 @@ from batch_jobs.operator_errors import operator_errors
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
-from batch_jobs.sources import Source, SourceKind, open_source, read_embeddings
+from batch_jobs.sources import Source, SourceKind, open_source
 from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace
 from embed.pair_scoring import scorer_files
@@ -450,8 +450,7 @@ class Pipeline:
         """Whether a step will ask for Spark: images are to be opened, much is new, or Spark was asked for."""
         if self.source.kind is not SourceKind.EMBEDDINGS:
             return self.changes is None or len(self.changes.arrivals) > 0
-        num_images = len(read_embeddings(self.source.path).image_ids)
-        return not self._is_small(num_images if self.changes is None else len(self.changes.arrivals))
+        return not self._is_small(self.source.num_images if self.changes is None else len(self.changes.arrivals))
 
     def _is_small(self, num_new: int) -> bool:
         return num_new <= MAX_DRIVER_DOCS and self.session.is_optional

@@ -35,6 +35,9 @@ WAIT_S = 15.0
 DRIVER_BYTES = 2 << 30
 """Of the driver's JVM, for its own; what tasks need comes on top where they run inside it."""
 ROWS_PER_GROUP = 16_384
+SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
+ROWS_PER_SHUFFLE_PART = 100_000
+"""Some 20 MB of the catalogue."""
 LOCAL_MASTER = "local[*]"
 ROWS_PER_ARROW_BATCH = 2048
 BYTES_PER_ARROW_BATCH = 64 << 20
@@ -237,8 +240,6 @@ def own_settings(master: str, log: Path) -> dict[str, str]:
         "spark.driver.bindAddress": "127.0.0.1",
         # The JVM only moves images; compiling its code well would cost more time than it saves.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-        # A task costs more than what little of the catalogue each of Spark's 200 would sort.
-        "spark.sql.shuffle.partitions": str(2 * local_tasks(master)),
         "spark.local.dir": str(log.parent / ".spark"),
     }
 
@@ -322,6 +323,15 @@ def wanted_executors(spark: SparkSession) -> str:
 def default_parallelism(spark: SparkSession) -> int:
     """Tasks that the session runs at once."""
     return max(1, spark.sparkContext.defaultParallelism)
+
+
+def size_shuffles(spark: SparkSession, num_rows: int, *, at_least: int) -> None:
+    """Let Spark sort and join so many rows in as many parts as they need, unless whoever started it has said how many.
+
+    Of a few thousand rows each of its usual 200 tasks takes longer to start than to sort its share.
+    """
+    if not spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
+        spark.conf.set(SHUFFLE_PARTITIONS, str(max(at_least, -(-num_rows // ROWS_PER_SHUFFLE_PART))))
 
 
 def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:

@@ -52,7 +52,8 @@ class Source:
     """An inspected source.
 
     `root` is the folder that no file may lie outside of. `fingerprint` changes when a file is added, removed or
-    rewritten. `files` are the image files (kind `files`) or the Parquet files of a table.
+    rewritten. `files` are the image files (kind `files`) or the Parquet files of a table; `num_images` counts files,
+    rows or embeddings.
     """
 
     kind: SourceKind
@@ -60,6 +61,7 @@ class Source:
     root: Path
     fingerprint: str
     files: tuple[str, ...] = field(repr=False)
+    num_images: int
 
 
 def open_source(source: str, *, uri_root: Path | None = None) -> Source:
@@ -196,7 +198,7 @@ def _files(path: Path, *, root: Path, files: list[str], what: str) -> Source:
         raise SourceError(f"source {path} is empty: the {what} has no files; give one that has images")
     files.sort()
     fingerprint = digest([[name, *_file_state(name)] for name in files])
-    return Source(SourceKind.FILES, path, root.resolve(), fingerprint, tuple(files))
+    return Source(SourceKind.FILES, path, root.resolve(), fingerprint, tuple(files), len(files))
 
 
 def _file_state(path: str) -> tuple[int, int]:
@@ -223,7 +225,7 @@ def _table(path: Path, uri_root: Path | None) -> Source:
         raise SourceError(f"source {path} is empty: the table has no rows")
     root = (uri_root or (path if path.is_dir() else path.parent)).resolve()
     fingerprint = digest([str(root), [[name, *_file_state(name)] for name in files]])
-    return Source(kind, path, root, fingerprint, tuple(files))
+    return Source(kind, path, root, fingerprint, tuple(files), num_rows)
 
 
 def _table_kind(path: Path, schema: pa.Schema) -> SourceKind:
@@ -244,8 +246,9 @@ def _table_kind(path: Path, schema: pa.Schema) -> SourceKind:
 def _embeddings_file(path: Path) -> Source:
     if not path.is_file():
         raise SourceError(f"source {path} does not exist")
-    read_embeddings(path)
-    return Source(SourceKind.EMBEDDINGS, path, path.parent.resolve(), digest([str(path), *_file_state(str(path))]), ())
+    fingerprint = digest([str(path), *_file_state(str(path))])
+    num_images = len(read_embeddings(path).image_ids)
+    return Source(SourceKind.EMBEDDINGS, path, path.parent.resolve(), fingerprint, (), num_images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batch_jobs.memory import executor_settings
-from batch_jobs.session import BYTES_PER_ARROW_BATCH, Session, own_settings, runs_locally, spark_session
+from batch_jobs.session import (
+    BYTES_PER_ARROW_BATCH,
+    ROWS_PER_SHUFFLE_PART,
+    SHUFFLE_PARTITIONS,
+    Session,
+    own_settings,
+    runs_locally,
+    size_shuffles,
+    spark_session,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -75,6 +84,18 @@ def test_a_session_that_runs_is_left_running_by_any_thread(spark: SparkSession, 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(count).result() == 4
     assert spark.range(3).count() == 3
+
+
+@pytest.mark.spark
+def test_rows_are_shuffled_in_as_many_parts_as_they_need(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless whoever started Spark has said how many."""
+    for num_rows, parts in ((1000, "4"), (100 * ROWS_PER_SHUFFLE_PART + 1, "101")):
+        size_shuffles(spark, num_rows, at_least=4)
+        assert spark.conf.get(SHUFFLE_PARTITIONS) == parts
+    told = spark.sparkContext.getConf().set(SHUFFLE_PARTITIONS, "101")
+    monkeypatch.setattr(spark.sparkContext, "_conf", told)
+    size_shuffles(spark, 1000, at_least=4)
+    assert spark.conf.get(SHUFFLE_PARTITIONS) == "101"
 
 
 @pytest.mark.spark
