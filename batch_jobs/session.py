@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch_jobs.class_archive import java_options as archive_options
 from batch_jobs.errors import SessionError
 
 if TYPE_CHECKING:
@@ -131,8 +133,13 @@ class Session:
 
 
 @contextmanager
-def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
-    """A session for the block: one that runs is reused and left running, a new one is stopped at the end."""
+def spark_session(
+    *, master: str | None, log: Path, java_options: Sequence[str] | None = None
+) -> Iterator[SparkSession]:
+    """A session for the block: one that runs is reused and left running, a new one is stopped at the end.
+
+    A new local one has `java_options`, by default those of the class archive.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas", category=FutureWarning)
         # After Ctrl-C the gateway may be gone before it says goodbye.
@@ -143,7 +150,7 @@ def spark_session(*, master: str | None, log: Path) -> Iterator[SparkSession]:
         if running is not None:
             yield running
             return
-        spark = _start(master, log)
+        spark = _start(master, log, archive_options() if java_options is None else java_options)
         try:
             yield spark
         finally:
@@ -160,7 +167,7 @@ def _running_session() -> SparkSession | None:
     return running if running is not None and running.sparkContext._jsc is not None else None
 
 
-def _start(master: str | None, log: Path) -> SparkSession:
+def _start(master: str | None, log: Path, java_options: Sequence[str]) -> SparkSession:
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("neardup")
@@ -170,7 +177,7 @@ def _start(master: str | None, log: Path) -> SparkSession:
         # `spark-submit` decides these; where it did not run the workers run what the driver runs.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        builder = builder.config(map={**own_settings(master or LOCAL_MASTER, log)})
+        builder = builder.config(map={**own_settings(master or LOCAL_MASTER, log, java_options)})
     builder = (
         builder.config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_ARROW_BATCH))
@@ -220,7 +227,7 @@ def local_tasks(master: str) -> int:
     return int(number) if number.isdigit() else num_cores()
 
 
-def own_settings(master: str, log: Path) -> dict[str, str]:
+def own_settings(master: str, log: Path, java_options: Sequence[str] = ()) -> dict[str, str]:
     """What `spark-submit` would have been told: a small driver, and executors that any machine of a cluster can run."""
     from batch_jobs.memory import JVM_BYTES_PER_TASK, executor_settings
 
@@ -239,7 +246,7 @@ def own_settings(master: str, log: Path) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         # The JVM only moves images; compiling its code well would cost more time than it saves.
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.driver.extraJavaOptions": shlex.join(("-XX:TieredStopAtLevel=1", *java_options)),
         "spark.local.dir": str(log.parent / ".spark"),
     }
 
