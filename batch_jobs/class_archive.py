@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ _QUIET = ("-Xlog:disable", "-Xlog:all=error:stderr")
 
 def java_options() -> tuple[str, ...]:
     """What Java is told to use the archive; nothing where there is none that is whole."""
-    whole = (path for path in _folder().glob(_name("*")) if path.name == _name(path.stat().st_size))
-    return next(((f"-XX:SharedArchiveFile={path}", "-XX:+VerifySharedSpaces", *_QUIET) for path in whole), ())
+    for path in _folder().glob(_name("*")):
+        with suppress(FileNotFoundError):  # one that is made anew takes its place
+            if path.name == _name(path.stat().st_size):
+                return (f"-XX:SharedArchiveFile={path}", "-XX:+VerifySharedSpaces", *_QUIET)
+    return ()
 
 
 def make_archive() -> Path:
