@@ -27,7 +27,7 @@ from batch_jobs import schemas
 from batch_jobs.changes import Changes
 from batch_jobs.errors import SourceError
 from batch_jobs.nights import KNOWN_NOTHING, Known, live_images, read_docs
-from batch_jobs.session import size_shuffles, write_arrow, write_table
+from batch_jobs.session import write_arrow, write_table
 from batch_jobs.sources import (
     SIZE_BITS,
     Source,
@@ -76,8 +76,6 @@ def catalogue(
         write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
         _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
         return {}
-    num_arrivals = len(changes.arrivals) if changes else source.num_images
-    size_shuffles(spark, num_arrivals, at_least=num_partitions)
     listing = list_images(spark, source, num_partitions=num_partitions, arrivals=changes.arrivals if changes else None)
     if source.kind is not SourceKind.FILES:
         _require_unique_ids(listing, source)

@@ -17,6 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from batch_jobs.errors import BatchError
+
+WRITE_S = 300.0
+"""Java has this long to write the archive once Spark has stopped."""
 _QUIET = ("-Xlog:disable", "-Xlog:all=error:stderr")
 """What Java says of an archive that does not fit would stand in the output of `--json`."""
 
@@ -33,7 +37,7 @@ def java_options() -> tuple[str, ...]:
 def make_archive() -> Path:
     """Make the archive of this installation, or make it anew; whoever starts Spark meanwhile has the old one or none.
 
-    Raises SessionError where Java does not run, OSError where the archive cannot be written.
+    Raises BatchError where Spark does not run, OSError and TimeoutExpired where Java does not write the archive.
     """
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,16 +84,14 @@ def _dump(scratch: Path, archive: Path) -> None:
     java: subprocess.Popen[bytes] = gateway.proc
     if java.stdin is not None:
         java.stdin.close()
-    java.wait()
+    java.wait(timeout=WRITE_S)
 
 
 def main() -> None:
     """Make the archive and say where it is."""
-    from batch_jobs.errors import SessionError
-
     try:
         path = make_archive()
-    except (SessionError, OSError) as error:
+    except (BatchError, OSError, subprocess.TimeoutExpired) as error:
         sys.exit(f"neardup: error: the archive of Spark's classes was not made ({error}); Spark starts without one")
     sys.stdout.write(f"{path}\n")
 

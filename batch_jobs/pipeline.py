@@ -31,7 +31,7 @@ from batch_jobs.model import Model, candidate_params, model_of
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.operator_errors import operator_errors
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
-from batch_jobs.session import Session
+from batch_jobs.session import Session, sized_shuffles
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source
 from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
@@ -231,15 +231,16 @@ class Pipeline:
                 return catalogue.catalogue_embeddings(
                     folder, source=self.source, known=self.known, changes=self.changes
                 )
-            return catalogue.catalogue(
-                self.session.spark,
-                folder,
-                source=self.source,
-                limits=self.settings.limits,
-                num_partitions=self.num_partitions,
-                known=self.known,
-                changes=self.changes,
-            )
+            with sized_shuffles(self.session.spark, self._num_arrivals, at_least=self.num_partitions):
+                return catalogue.catalogue(
+                    self.session.spark,
+                    folder,
+                    source=self.source,
+                    limits=self.settings.limits,
+                    num_partitions=self.num_partitions,
+                    known=self.known,
+                    changes=self.changes,
+                )
 
         inputs = {
             "kind": self.source.kind,
@@ -449,8 +450,13 @@ class Pipeline:
     def needs_spark(self) -> bool:
         """Whether a step will ask for Spark: images are to be opened, much is new, or Spark was asked for."""
         if self.source.kind is not SourceKind.EMBEDDINGS:
-            return self.changes is None or len(self.changes.arrivals) > 0
-        return not self._is_small(self.source.num_images if self.changes is None else len(self.changes.arrivals))
+            return self._num_arrivals > 0
+        return not self._is_small(self._num_arrivals)
+
+    @property
+    def _num_arrivals(self) -> int:
+        """Images to look at: all of the source where nothing is known."""
+        return self.source.num_images if self.changes is None else len(self.changes.arrivals)
 
     def _is_small(self, num_new: int) -> bool:
         return num_new <= MAX_DRIVER_DOCS and self.session.is_optional

@@ -332,13 +332,25 @@ def default_parallelism(spark: SparkSession) -> int:
     return max(1, spark.sparkContext.defaultParallelism)
 
 
-def size_shuffles(spark: SparkSession, num_rows: int, *, at_least: int) -> None:
-    """Let Spark sort and join so many rows in as many parts as they need, unless whoever started it has said how many.
+@contextmanager
+def sized_shuffles(spark: SparkSession, num_rows: int, *, at_least: int) -> Iterator[None]:
+    """In the block Spark sorts and joins so many rows in as many parts as they need, unless its settings say how many.
 
     Of a few thousand rows each of its usual 200 tasks takes longer to start than to sort its share.
     """
-    if not spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
-        spark.conf.set(SHUFFLE_PARTITIONS, str(max(at_least, -(-num_rows // ROWS_PER_SHUFFLE_PART))))
+    from py4j.protocol import Py4JError
+
+    if spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
+        yield
+        return
+    before = spark.conf.get(SHUFFLE_PARTITIONS)
+    spark.conf.set(SHUFFLE_PARTITIONS, str(max(at_least, -(-num_rows // ROWS_PER_SHUFFLE_PART))))
+    try:
+        yield
+    finally:
+        # The session may be that of a program with other work; in a JVM that died nothing is put back.
+        with suppress(Py4JError, OSError):
+            spark.conf.set(SHUFFLE_PARTITIONS, str(before))
 
 
 def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:

@@ -16,7 +16,7 @@ from batch_jobs.session import (
     Session,
     own_settings,
     runs_locally,
-    size_shuffles,
+    sized_shuffles,
     spark_session,
 )
 
@@ -88,14 +88,16 @@ def test_a_session_that_runs_is_left_running_by_any_thread(spark: SparkSession, 
 
 @pytest.mark.spark
 def test_rows_are_shuffled_in_as_many_parts_as_they_need(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless whoever started Spark has said how many."""
+    """Unless whoever started Spark has said how many; afterwards a program finds its session as it was."""
+    before = spark.conf.get(SHUFFLE_PARTITIONS)
     for num_rows, parts in ((1000, "4"), (100 * ROWS_PER_SHUFFLE_PART + 1, "101")):
-        size_shuffles(spark, num_rows, at_least=4)
-        assert spark.conf.get(SHUFFLE_PARTITIONS) == parts
+        with sized_shuffles(spark, num_rows, at_least=4):
+            assert spark.conf.get(SHUFFLE_PARTITIONS) == parts
+        assert spark.conf.get(SHUFFLE_PARTITIONS) == before
     told = spark.sparkContext.getConf().set(SHUFFLE_PARTITIONS, "101")
     monkeypatch.setattr(spark.sparkContext, "_conf", told)
-    size_shuffles(spark, 1000, at_least=4)
-    assert spark.conf.get(SHUFFLE_PARTITIONS) == "101"
+    with sized_shuffles(spark, 1000, at_least=4):
+        assert spark.conf.get(SHUFFLE_PARTITIONS) == before
 
 
 @pytest.mark.spark
