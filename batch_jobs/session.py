@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from batch_jobs.class_archive import java_options as archive_options
 from batch_jobs.errors import SessionError
+from lsh.numpy_dispatch import DISABLED
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -185,6 +186,8 @@ def _start(master: str | None, log: Path, java_options: Sequence[str]) -> SparkS
         # The pipeline sizes its own partitions; merging small ones would leave cores idle.
         .config("spark.sql.adaptive.enabled", "false")
         .config("spark.python.worker.reuse", "true")
+        # A worker loads numpy before anything of ours, so it cannot choose.
+        .config(map={f"spark.executorEnv.{DISABLED}": os.environ[DISABLED]} if DISABLED in os.environ else {})
     )
     shutil.rmtree(log.parent / ".spark", ignore_errors=True)  # what a killed session left
     if not submitted and not logging.getLogger().handlers:

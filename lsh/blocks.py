@@ -101,10 +101,10 @@ def encode_term_blocks(
     is_new = starts_of_runs(all_terms, all_rows)
     all_terms, all_rows = all_terms[is_new], all_rows[is_new]
     partitions = partition_of(all_terms, num_partitions)
-    order = np.argsort(partitions, kind="stable")
     ends = np.cumsum(np.bincount(partitions, minlength=num_partitions))
-    parts = np.split(order, ends[:-1])
-    return [_encode_term_block(all_terms[part], all_rows[part], docs, sketches) for part in parts]
+    all_terms, all_rows = _by_partition(all_terms, all_rows, partitions, ends)
+    parts = zip(np.split(all_terms, ends[:-1]), np.split(all_rows, ends[:-1]), strict=True)
+    return [_encode_term_block(part_terms, part_rows, docs, sketches) for part_terms, part_rows in parts]
 
 
 def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
@@ -368,6 +368,22 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
     for i in range(terms.size):
         partitions[i] = np.uint16(mix64(terms[i]) % np.uint64(num_partitions))
     return partitions
+
+
+@njit(cache=True, nogil=True)
+def _by_partition(
+    terms: NDArray[np.uint64], rows: NDArray[np.uint64], partitions: NDArray[np.uint16], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Terms and rows by partition, those of one in the order they have; `ends` say where each partition ends."""
+    part_terms, part_rows = np.empty_like(terms), np.empty_like(rows)
+    places = np.empty_like(ends)
+    places[0] = 0
+    places[1:] = ends[:-1]
+    for i in range(terms.size):
+        place = places[partitions[i]]
+        part_terms[place], part_rows[place] = terms[i], rows[i]
+        places[partitions[i]] = place + 1
+    return part_terms, part_rows
 
 
 @njit(cache=True, nogil=True)

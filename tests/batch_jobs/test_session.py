@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from batch_jobs.session import (
     sized_shuffles,
     spark_session,
 )
+from lsh.numpy_dispatch import DISABLED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -101,6 +103,11 @@ def test_rows_are_shuffled_in_as_many_parts_as_they_need(spark: SparkSession, mo
 
 
 @pytest.mark.spark
+def test_workers_sort_as_the_driver_does(spark: SparkSession) -> None:
+    """A worker loads numpy before it could choose, so it is told, wherever its executor was started."""
+    assert spark.sparkContext.environment.get(DISABLED) == os.environ.get(DISABLED)
+
+
 def test_spark_hands_python_a_bounded_number_of_bytes(spark: SparkSession) -> None:
     """A table of large images must not fill a worker with one batch of two thousand rows."""
     import pyarrow as pa
