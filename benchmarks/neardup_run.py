@@ -16,6 +16,8 @@ from typing import Any
 import click
 
 SAMPLE_INTERVAL_S = 0.25
+PEAK_GROWTH = 1.02
+"""How much more the processes hold than ever before when it is worth to count what they share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class ResourceUse(threading.Thread):
         self.peak_bytes = 0
         self.kind, self._measure = _memory_measure()
         self._pid = pid
+        self._peak_rss = 0
         self._cpu_s: dict[int, float] = {}
         self._stopped = threading.Event()
 
@@ -96,7 +99,7 @@ class ResourceUse(threading.Thread):
         """Sample until `stop`."""
         while not self._stopped.wait(SAMPLE_INTERVAL_S):
             processes = self.processes()
-            self.peak_bytes = max(self.peak_bytes, sum(map(self._bytes_of, processes)))
+            self._sample_memory(processes)
             self._cpu_s |= {process.pid: self._cpu_of(process) for process in processes}
 
     @property
@@ -119,6 +122,13 @@ class ResourceUse(threading.Thread):
         except psutil.Error:
             return []
 
+    def _sample_memory(self, processes: Sequence[Any]) -> None:
+        # The kernel walks every page of a process to tell its PSS, at the cost of what is measured.
+        rss = sum(self._bytes_of(process, _rss) for process in processes)
+        if rss > self._peak_rss * PEAK_GROWTH:
+            self._peak_rss = rss
+            self.peak_bytes = max(self.peak_bytes, sum(self._bytes_of(process, self._measure) for process in processes))
+
     def _cpu_of(self, process: Any) -> float:
         import psutil
 
@@ -128,11 +138,11 @@ class ResourceUse(threading.Thread):
             return self._cpu_s.get(process.pid, 0.0)
         return float(times.user + times.system)
 
-    def _bytes_of(self, process: Any) -> int:
+    def _bytes_of(self, process: Any, measure: Callable[[Any], int]) -> int:
         import psutil
 
         try:
-            return self._measure(process)
+            return measure(process)
         except psutil.Error:
             return 0
 
@@ -143,4 +153,8 @@ def _memory_measure() -> tuple[str, Callable[[Any], int]]:
 
     if hasattr(psutil.Process().memory_full_info(), "pss"):
         return "pss", lambda process: int(process.memory_full_info().pss)
-    return "rss", lambda process: int(process.memory_info().rss)
+    return "rss", _rss
+
+
+def _rss(process: Any) -> int:
+    return int(process.memory_info().rss)
