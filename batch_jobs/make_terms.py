@@ -207,9 +207,11 @@ def _gathered(
 def _by_doc(
     docs: list[NDArray[np.uint64]], embeddings: list[NDArray[np.float32]]
 ) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    all_docs = np.concatenate(docs)
+    all_docs, all_embeddings = np.concatenate(docs), np.concatenate(embeddings)
+    if np.all(all_docs[1:] > all_docs[:-1]):
+        return all_docs, all_embeddings
     order = np.argsort(all_docs)
-    return all_docs[order], np.concatenate(embeddings)[order]
+    return all_docs[order], all_embeddings[order]
 
 
 def _hashed_rows(**columns: pa.Array) -> pa.RecordBatch:

@@ -136,11 +136,9 @@ def decode_term_blocks(blocks: Sequence[FrameBytes]) -> TermPostings:
     if row_of is not None:
         words = words & ~row_mask | row_of.view(np.uint64)[words & row_mask]
     words.sort()
-    if np.any(words[1:] == words[:-1]):
-        words = words[starts_of_runs(words)]
-    doc_rows = (words & row_mask).view(np.int64)
-    words >>= np.uint64(row_bits)
-    return TermPostings(words, doc_rows, all_docs, all_sketches)
+    doc_rows = np.empty(words.size, np.int64)
+    num_postings = _unpack_distinct(words, np.uint64(row_bits), doc_rows)
+    return TermPostings(words[:num_postings], doc_rows[:num_postings], all_docs, all_sketches)
 
 
 def merged_postings(decoded: Sequence[TermPostings]) -> TermPostings:
@@ -368,6 +366,22 @@ def _partition_of(terms: NDArray[np.uint64], num_partitions: int) -> NDArray[np.
     for i in range(terms.size):
         partitions[i] = np.uint16(mix64(terms[i]) % np.uint64(num_partitions))
     return partitions
+
+
+@njit(cache=True, nogil=True)
+def _unpack_distinct(words: NDArray[np.uint64], row_bits: np.uint64, doc_rows: NDArray[np.int64]) -> int:
+    """Turns sorted words into the terms above their `row_bits`, each word once, and fills `doc_rows` with the rest.
+
+    Returns how many there are. One pass, because more take longer than the sort.
+    """
+    mask = (np.uint64(1) << row_bits) - np.uint64(1)
+    num_words, before = 0, np.uint64(0)
+    for i in range(words.size):
+        word = words[i]
+        words[num_words], doc_rows[num_words] = word >> row_bits, np.int64(word & mask)
+        num_words += int(i == 0 or word != before)
+        before = word
+    return num_words
 
 
 @njit(cache=True, nogil=True)

@@ -108,14 +108,16 @@ class Candidates:
     num_cut_pairs: int
 
     @classmethod
-    def of(cls, tally: PairTally, sizes: NDArray[np.int64], *, num_cut_buckets: int, num_cut_pairs: int) -> Candidates:
-        """What is tallied of buckets of these `sizes`."""
+    def of(
+        cls, tally: PairTally, *, num_buckets: int, largest_bucket: int, num_cut_buckets: int, num_cut_pairs: int
+    ) -> Candidates:
+        """What is tallied."""
         pairs, shared_terms = tally.take()
         return cls(
             pairs=pairs,
             shared_terms=shared_terms,
-            num_buckets=sizes.size,
-            largest_bucket=int(sizes.max(initial=0)),
+            num_buckets=num_buckets,
+            largest_bucket=largest_bucket,
             num_cut_buckets=num_cut_buckets,
             num_cut_pairs=num_cut_pairs,
         )
@@ -133,10 +135,37 @@ def candidate_pairs(
             f"{postings.docs.size} docs in one partition are more than {MAX_DOCS_PER_PARTITION - 1}; "
             f"raise num_partitions"
         )
-    bounds = bounds_of_buckets(postings.terms)
+    buckets = WalkedBuckets.of(postings, first_new_doc=first_new_doc)
     tally = PairTally(postings.docs, spill)
-    cut_terms, num_cut_pairs = tally_buckets(tally, postings, bounds, params, first_new_doc=first_new_doc)
-    return Candidates.of(tally, np.diff(bounds), num_cut_buckets=cut_terms.size, num_cut_pairs=num_cut_pairs)
+    cut_terms, num_cut_pairs = tally_buckets(tally, postings, buckets, params)
+    return Candidates.of(
+        tally,
+        num_buckets=buckets.num_buckets,
+        largest_bucket=buckets.largest_bucket,
+        num_cut_buckets=cut_terms.size,
+        num_cut_pairs=num_cut_pairs,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WalkedBuckets:
+    """Where the buckets of two docs or more start and end, `(m,)` each, of those whose last row is `first_new_row` on.
+
+    `num_buckets` and `largest_bucket` are those of all buckets, most of which have one doc.
+    """
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    first_new_row: int
+    num_buckets: int
+    largest_bucket: int
+
+    @classmethod
+    def of(cls, postings: TermPostings, *, first_new_doc: int = 0) -> WalkedBuckets:
+        """Those of some postings, which have a doc that is `first_new_doc` or behind it."""
+        first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
+        starts, ends, num_buckets, largest = _walked_buckets(postings.terms, postings.doc_rows, first_new_row)
+        return cls(starts, ends, first_new_row, int(num_buckets), int(largest))
 
 
 def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -145,34 +174,20 @@ def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def tally_buckets(
-    tally: PairTally,
-    postings: TermPostings,
-    bounds: NDArray[np.int64],
-    params: CandidateParams,
-    *,
-    first_new_doc: int = 0,
+    tally: PairTally, postings: TermPostings, buckets: WalkedBuckets, params: CandidateParams
 ) -> tuple[NDArray[np.uint64], int]:
-    """Tally the candidates of all buckets; returns the terms of those that were cut, and how many pairs they left out.
-
-    `bounds` are those of `bounds_of_buckets`.
-    """
-    sizes = np.diff(bounds)
-    first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
+    """Tally the candidates of these buckets; returns the terms of those cut, and how many pairs they left out."""
     ranks = doc_ranks(postings.docs)
-    # Most buckets have one doc: leaving them out first keeps all that follows small.
-    walked = np.flatnonzero((sizes > 1) & (postings.doc_rows[bounds[1:] - 1] >= first_new_row))
-    starts, sizes = bounds[walked], sizes[walked]
-    del walked
-    ends = starts + sizes
+    starts, ends, first_new_row = buckets.starts, buckets.ends, buckets.first_new_row
     is_cut = are_crowded(
         starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
     )
-    is_cut |= sizes > params.max_bucket_size
+    is_cut |= ends - starts > params.max_bucket_size
     for keys in regular_keys(
         postings.doc_rows,
         postings.sketches,
         starts[~is_cut],
-        sizes[~is_cut],
+        (ends - starts)[~is_cut],
         params=params,
         first_new_row=first_new_row,
     ):
@@ -349,6 +364,25 @@ def _num_bits(postings: TermPostings) -> int:
 def _first_bit(term: int, postings: TermPostings) -> int:
     """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
     return int(mix64(np.uint64(term))) % _num_bits(postings)
+
+
+@njit(cache=True, nogil=True)
+def _walked_buckets(
+    terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], first_new_row: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
+    """Fills what `WalkedBuckets` holds in one pass: arrays of the size of the postings cost more than all else here."""
+    starts, ends = np.empty(terms.size // 2, np.int64), np.empty(terms.size // 2, np.int64)
+    num_walked = num_buckets = largest = start = 0
+    for end in range(1, terms.size + 1):
+        if end < terms.size and terms[end] == terms[end - 1]:
+            continue
+        num_buckets += 1
+        largest = max(largest, end - start)
+        if end - start > 1 and doc_rows[end - 1] >= first_new_row:
+            starts[num_walked], ends[num_walked] = start, end
+            num_walked += 1
+        start = end
+    return starts[:num_walked].copy(), ends[:num_walked].copy(), num_buckets, largest
 
 
 @njit(cache=True, nogil=True)

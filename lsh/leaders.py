@@ -24,6 +24,7 @@ from lsh.blocks import TermPostings
 from lsh.candidates import (
     CandidateParams,
     Candidates,
+    WalkedBuckets,
     bounds_of_buckets,
     brute_force_candidates,
     candidate_pairs,
@@ -139,12 +140,13 @@ def candidates_with_leaders(
     for bucket in np.flatnonzero(num_leaders).tolist():
         tally.add(_keys_with_leaders(postings, slice(bounds[bucket], bounds[bucket + 1]), is_leader, params))
     others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
-    cut_terms, num_cut_pairs = tally_buckets(tally, others, bounds_of_buckets(others.terms), params)
+    cut_terms, num_cut_pairs = tally_buckets(tally, others, WalkedBuckets.of(others), params)
     num_compared = num_leaders * (sizes - 1) - num_leaders * (num_leaders - 1) // 2
     num_left_out = sizes * (sizes - 1) // 2 - num_others * (num_others - 1) // 2 - num_compared
     return Candidates.of(
         tally,
-        sizes,
+        num_buckets=sizes.size,
+        largest_bucket=int(sizes.max(initial=0)),
         num_cut_buckets=np.union1d(cut_terms, postings.terms[bounds[:-1]][num_left_out > 0]).size,
         num_cut_pairs=num_cut_pairs + int(num_left_out.sum()),
     )

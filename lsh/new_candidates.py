@@ -114,7 +114,7 @@ def _candidates_of(
     if not shared and among_new:
         return candidate_pairs(added, params, spill=spill)
     if not shared:
-        return Candidates.of(PairTally(added.docs), np.empty(0, np.int64), num_cut_buckets=0, num_cut_pairs=0)
+        return Candidates.of(PairTally(added.docs), num_buckets=0, largest_bucket=0, num_cut_buckets=0, num_cut_pairs=0)
     first_new_doc = int(added.docs[0])
     if not among_new and spill is not None:
         spill = _spill_with_known(spill, first_new_doc)
@@ -235,7 +235,13 @@ def _paired(buckets: _Buckets, params: CandidateParams, *, among_new: bool, spil
     cut_starts = np.flatnonzero(starts_of_runs(cut.terms))
     bounds = (cut_starts, np.append(cut_starts[1:], cut.terms.size)[: cut_starts.size])
     num_cut_pairs = tally_cut(tally, cut, bounds, ranks=ranks, params=params, first_new_row=buckets.first_new_row)
-    return Candidates.of(tally, buckets.sizes, num_cut_buckets=int(is_cut.sum()), num_cut_pairs=num_cut_pairs)
+    return Candidates.of(
+        tally,
+        num_buckets=buckets.sizes.size,
+        largest_bucket=int(buckets.sizes.max(initial=0)),
+        num_cut_buckets=int(is_cut.sum()),
+        num_cut_pairs=num_cut_pairs,
+    )
 
 
 def _keys_with_known(

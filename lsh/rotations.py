@@ -24,6 +24,8 @@ from lsh.errors import ParameterError
 LANES = 16
 NUM_ROUNDS = 3
 MAX_DIM = 1 << 16
+_EXPONENT = np.uint32(0x7F800000)
+"""The bits of a float32 that are all set in NaN and infinity alone."""
 
 
 def rotated_dim(dim: int) -> int:
@@ -64,12 +66,13 @@ def checked_embeddings(embeddings: NDArray[np.float32], *, dim: int) -> NDArray[
 @njit(cache=True, nogil=True)
 def first_non_finite_row(rows: NDArray[np.float32]) -> int:
     """The first row with a NaN or an infinity, -1 if there is none."""
+    words = rows.view(np.uint32)
     for row in range(len(rows)):
-        # Any NaN or infinity times zero is NaN, and so is the sum it is added to.
-        total = np.float32(0.0)
-        for k in range(rows.shape[1]):
-            total += rows[row, k] * np.float32(0.0)
-        if total != total:  # noqa: PLR0124 - the test for NaN
+        # Integers, whose largest is found by vectors: sums of floats have to be made one after the other.
+        largest = np.uint32(0)
+        for k in range(np.uint64(rows.shape[1])):
+            largest = max(largest, words[row, k] & _EXPONENT)
+        if largest == _EXPONENT:
             return row
     return -1
 
