@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import dtype_option
+
 if TYPE_CHECKING:
     from embed.evaluation.evaluation import Evaluation
     from embed.evaluation.labelled_pairs import LabelledPairs
@@ -56,6 +58,7 @@ class Evaluated:
 @click.option("--num-photos", type=click.IntRange(min=1), help="Draw only so many of PHOTOS.")
 @click.option("--edits", type=click.Choice(["default", "harder", "all"]), default="default", show_default=True)
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
+@dtype_option
 @click.option(
     "--descriptor",
     "names",
@@ -98,6 +101,7 @@ def command(
     num_photos: int | None,
     edits: str,
     embedder: str,
+    dtype: str,
     names: tuple[str, ...],
     labels: Path | None,
     orientations: str,
@@ -131,6 +135,7 @@ def command(
             images or pairs.parent,
             names,
             embedder=embedder,
+            dtype=dtype,
             thorough=thorough,
             precisions=precisions,
             seed=seed,
@@ -146,6 +151,7 @@ def command(
             num_distractors=num_distractors,
             edits=edits,
             embedder=embedder,
+            dtype=dtype,
             thorough=thorough,
             known=None if labels is None else read_labelled_pairs(labels, images=images or photos),
             num_orientations=int(orientations),
@@ -157,6 +163,7 @@ def command(
     parameters = {
         "embedder": spec.name,
         "embedder digest": spec.digest,
+        "dtype": dtype,
         "seed": seed,
         "edits": edits,
         "thorough": thorough,
@@ -188,6 +195,7 @@ def _evaluate_edits(
     num_distractors: int,
     edits: str,
     embedder: str,
+    dtype: str,
     thorough: bool,
     known: LabelledPairs | None,
     num_orientations: int,
@@ -221,7 +229,7 @@ def _evaluate_edits(
         OrientedDescriptor(descriptor, num_orientations, describe_embedder(embedder).dim)
         if num_orientations > 1 and isinstance(descriptor, EmbedderDescriptor)
         else descriptor
-        for descriptor in load_descriptors(names, embedder=embedder, thorough=thorough)
+        for descriptor in load_descriptors(names, embedder=embedder, dtype=dtype, thorough=thorough)
     ]
     planted_edits = EDIT_SETS[edits]
     described = describe_planted(descriptors, paths, others, edits=planted_edits, seed=seed)
@@ -261,6 +269,7 @@ def _evaluate_labels(
     names: Sequence[str],
     *,
     embedder: str,
+    dtype: str,
     thorough: bool,
     precisions: Sequence[float],
     seed: int,
@@ -281,7 +290,7 @@ def _evaluate_labels(
         notes.append("no pair is labelled 0, so all pairs of images that the labelled ones do not link count as false")
         notes.append(f"{len(same)} pairs of files hold one picture and link as labels do")
     evaluations = []
-    for descriptor in load_descriptors(names, embedder=embedder, thorough=thorough):
+    for descriptor in load_descriptors(names, embedder=embedder, dtype=dtype, thorough=thorough):
         rows, images_per_second = describe_all(descriptor, labelled.images)
         scored = score_labels(rows, labelled, scorer=descriptor.scorer, same=same, num_worst=num_worst)
         evaluations.append(

@@ -52,6 +52,13 @@ workspace_option = click.option(
 )
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the network; bfloat16 is nearly twice as fast on processors that have it.",
+)
 verbose_option = click.option("--verbose", "-v", is_flag=True, help="A line on standard error for each stage.")
 
 
@@ -64,13 +71,7 @@ def pipeline_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory."
             ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16"]),
-                default="float32",
-                show_default=True,
-                help="Precision of the network.",
-            ),
+            dtype_option,
             click.option(
                 "--max-reject-ratio",
                 type=click.FloatRange(0.0, 1.0),

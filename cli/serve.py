@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from cli.options import DEFAULT_WORKSPACE, MEBIBYTE
+from cli.options import DEFAULT_WORKSPACE, MEBIBYTE, dtype_option
 
 if TYPE_CHECKING:
     from lsh.redis_store.url import StoreUrl
@@ -62,7 +62,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--insecure", is_flag=True, help="No TLS, and no tokens unless --tokens is given.")
 @click.option("--embedding-only", is_flag=True, help="Take embeddings, no images; TensorFlow is not loaded.")
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@dtype_option
 @click.option("--max-mib", type=click.IntRange(1, 1024), default=32, show_default=True, help="Largest image file.")
 @click.option("--max-megapixels", type=click.IntRange(1, 178), default=50, show_default=True, help="Largest image.")
 @click.option("--decoders", type=click.IntRange(1, 256), default=2, show_default=True, help="Decoder processes.")

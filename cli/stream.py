@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cli.connection import connection_options, open_client
-from cli.options import MEBIBYTE
+from cli.options import MEBIBYTE, dtype_option
 
 HELP = """\
 Register the new images of SOURCE at a server, unless a near-duplicate is known, and count them by hour.
@@ -42,7 +42,7 @@ same command goes on where it was, and no image is registered or counted twice.
     help="Seconds from the start of one batch to that of the next; 0 means at once.",
 )
 @click.option("--embedder", default="vgg_copy", show_default=True, help="That of the server's generation.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@dtype_option
 @click.option("--min-score", type=click.FloatRange(-1.0, 1.0), help="Of a match. [default: the generation's own]")
 @click.option("--lateness", default="1 hour", show_default=True, help="Later images are not counted by hour.")
 @click.option(

@@ -109,8 +109,10 @@ def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
     return np.asarray(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash)
 
 
-def load_descriptors(names: Sequence[str], *, embedder: str, thorough: bool = False) -> list[Descriptor]:
-    """The descriptors by name, ours first; `embedder` is a name or directory that `load_embedder` takes.
+def load_descriptors(
+    names: Sequence[str], *, embedder: str, dtype: str = "float32", thorough: bool = False
+) -> list[Descriptor]:
+    """The descriptors by name, ours first; `embedder` and `dtype` are what `load_embedder` takes.
 
     With `thorough` the embedder has its views.
     """
@@ -121,11 +123,11 @@ def load_descriptors(names: Sequence[str], *, embedder: str, thorough: bool = Fa
         elif name == "phash":
             descriptors.append(HashDescriptor("pHash 256", _phash_bits))
         else:
-            ours = load_embedder(embedder)
+            ours = load_embedder(embedder, dtype=dtype)
             scorer = load_pair_scorer(ours.spec)
             if name == "embedder" and scorer.classifier is not None:
                 whole = EmbedderDescriptor(f"{ours.spec.architecture} + classifier", ours, ours.spec.size, scorer)
             else:
                 whole = EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size)
-            descriptors.append(ViewDescriptor(whole, load_view_embedder(embedder)) if thorough else whole)
+            descriptors.append(ViewDescriptor(whole, load_view_embedder(embedder, dtype=dtype)) if thorough else whole)
     return descriptors

@@ -110,6 +110,19 @@ def test_thorough_measures_the_embedder_with_its_views(
         assert [entry["descriptor"] for entry in figures["results"]] == ["vgg_copy + views", "pHash 256"]
 
 
+@pytest.mark.tensorflow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+def test_the_network_computes_in_the_precision_asked_for(photos: Path, invoke: Invoke) -> None:
+    """bfloat16 moves cosines, and so the threshold, by about 0.001, and finds what float32 finds."""
+    at_99 = {}
+    for dtype in ("float32", "bfloat16"):
+        figures = json.loads(invoke(photos, "--descriptor", "cosine", "--dtype", dtype, "--json").stdout)
+        assert figures["dtype"] == dtype
+        at_99[dtype] = figures["results"][0]["recall_at"][1]
+    assert 0 < abs(at_99["float32"]["threshold"] - at_99["bfloat16"]["threshold"]) < 0.02
+    assert abs(at_99["float32"]["recall"] - at_99["bfloat16"]["recall"]) <= 0.05
+
+
 @pytest.mark.parametrize("num_orientations", ["4", "8"])
 def test_views_are_compared_upright_only(num_orientations: str, photos: Path, invoke: Invoke) -> None:
     """With several orientations they are a usage error that says which option to leave out."""
