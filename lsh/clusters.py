@@ -191,6 +191,19 @@ def _cut_undecided(
     is_canonical[nodes] = taken_by == np.arange(nodes.size)
 
 
+def _greedy_cut(
+    offsets: NDArray[np.int64], neighbours: NDArray[np.int64], order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each node the canonical that takes it; a canonical takes itself. `order` lists nodes by rank."""
+    degrees = np.diff(offsets)
+    taken_by = np.full(order.size, -1)
+    ranks = np.flatnonzero(degrees[order])
+    if ranks.size:
+        heap = np.sort((degrees.max() - degrees[order[ranks]]) * order.size + ranks)  # An ascending array is a heap.
+        _take_neighbours(offsets, neighbours, order, degrees, heap, taken_by)
+    return np.where(taken_by < 0, np.arange(order.size), taken_by)
+
+
 def _unmet(
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
@@ -241,28 +254,24 @@ def _node_with_repeated_edge(offsets: NDArray[np.int64], neighbours: NDArray[np.
 
 
 @njit(cache=True, nogil=True)
-def _greedy_cut(
+def _take_neighbours(  # noqa: PLR0917 - numba kernels take their arrays one by one
     offsets: NDArray[np.int64],
     neighbours: NDArray[np.int64],
     order: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """For each node the canonical that takes it; a canonical takes itself.
+    degrees: NDArray[np.int64],
+    heap: NDArray[np.int64],
+    taken_by: NDArray[np.int64],
+) -> None:
+    """Fills in `taken_by`, which is -1 for all, for each node that takes another one or is taken.
 
-    A heap holds one key a node, `(most - degree) * num_nodes + rank`, ascending; `order` lists nodes by rank.
+    `heap`, ascending, holds one key a node, `(degrees.max() - degree) * num_nodes + rank`; `order` lists nodes by rank.
 
-    Degrees only fall, so the key on top may be too low but never too high: it is corrected there and sinks.
+    Degrees only fall, so the key on top may be too low but never too high: it is corrected there and sinks. Once no
+    degree is left on top there is none below.
     """
-    num_nodes = order.size
-    degrees = offsets[1:] - offsets[:-1]
-    most = degrees.max() if num_nodes else 0
-    heap = np.empty(num_nodes, np.int64)
-    for rank in range(num_nodes):
-        heap[rank] = (most - degrees[order[rank]]) * num_nodes + rank
-    heap.sort()  # An ascending array is a heap.
-
-    taken_by = np.full(num_nodes, -1)
-    heap_size = num_nodes
-    while heap_size:
+    num_nodes, most = order.size, degrees.max()
+    heap_size = heap.size
+    while heap_size and heap[0] < most * num_nodes:
         rank = heap[0] % num_nodes
         node = order[rank]
         key = (most - degrees[node]) * num_nodes + rank
@@ -280,7 +289,6 @@ def _greedy_cut(
             taken_by[member] = node
             for other in neighbours[offsets[member] : offsets[member + 1]]:
                 degrees[other] -= 1
-    return taken_by
 
 
 @njit(cache=True, nogil=True)
