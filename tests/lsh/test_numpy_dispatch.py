@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lsh.numpy_dispatch import DISABLED, avoid_slow_sorting, is_zen4
+from lsh import numpy_dispatch
+from lsh.numpy_dispatch import DISABLED, avoid_slow_sorting, disabled_feature, is_zen4
 
 ZEN4 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nflags\t\t: fpu avx2 avx512f\n"
 OTHERS = {
@@ -18,6 +19,14 @@ OTHERS = {
     "ARM": "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd\n",
     "nothing": "",
 }
+
+
+WHEEL = "Wheel-Version: 1.0\nTag: cp311-cp311-{platform}_x86_64\n"
+
+
+@pytest.fixture(autouse=True)
+def _a_published_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_dispatch, "_installed", lambda: ("2.4.6", WHEEL.format(platform="manylinux_2_28")))
 
 
 def environment_with(tmp_path: Path, cpuinfo: str, **environment: str) -> dict[str, str]:
@@ -38,6 +47,20 @@ def test_other_processors_keep_all_they_have(tmp_path: Path, cpuinfo: str) -> No
     """Only Zen 4 is slow at it."""
     assert not is_zen4(cpuinfo)
     assert environment_with(tmp_path, cpuinfo) == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "platform", "expected"),
+    [
+        ("2.3.5", "manylinux_2_28", "AVX512_SKX"),
+        ("2.4.0rc1", "musllinux_1_2", "X86_V4"),
+        ("2.10.0", "manylinux_2_28", "X86_V4"),
+        ("2.4.6", "linux", None),
+    ],
+)
+def test_only_a_published_numpy_is_told_and_by_its_own_name(version: str, platform: str, expected: str | None) -> None:
+    """One that was compiled for this machine would refuse to start without what it was compiled for."""
+    assert disabled_feature(version, WHEEL.format(platform=platform)) == expected
 
 
 @pytest.mark.parametrize("name", [DISABLED, "NPY_ENABLE_CPU_FEATURES"])
