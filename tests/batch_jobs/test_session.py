@@ -108,6 +108,7 @@ def test_workers_sort_as_the_driver_does(spark: SparkSession) -> None:
     assert spark.sparkContext.environment.get(DISABLED) == os.environ.get(DISABLED)
 
 
+@pytest.mark.spark
 def test_spark_hands_python_a_bounded_number_of_bytes(spark: SparkSession) -> None:
     """A table of large images must not fill a worker with one batch of two thousand rows."""
     import pyarrow as pa

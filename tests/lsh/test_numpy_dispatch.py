@@ -66,7 +66,7 @@ def test_only_a_published_numpy_is_told_and_by_its_own_name(version: str, platfo
 @pytest.mark.parametrize("name", [DISABLED, "NPY_ENABLE_CPU_FEATURES"])
 def test_what_the_user_says_stays(tmp_path: Path, name: str) -> None:
     """Even nothing; numpy refuses to be told what to use and what not to use at once."""
-    assert {name: ""} == environment_with(tmp_path, ZEN4, **{name: ""})
+    assert environment_with(tmp_path, ZEN4, **{name: ""}) == {name: ""}
 
 
 def test_a_missing_description_changes_nothing(tmp_path: Path) -> None:
