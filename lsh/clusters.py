@@ -262,7 +262,7 @@ def _take_neighbours(  # noqa: PLR0917 - numba kernels take their arrays one by 
     heap: NDArray[np.int64],
     taken_by: NDArray[np.int64],
 ) -> None:
-    """Fills in `taken_by`, which is -1 for all, for each node that takes another one or is taken.
+    """Fills in `taken_by`, -1 for all, for each node that takes another one or is taken; uses up degrees and heap.
 
     `heap`, ascending, holds one key a node, `(degrees.max() - degree) * num_nodes + rank`; `order` lists nodes by rank.
 
