@@ -3,7 +3,7 @@
 A map task hashes its embeddings and packs its (term, doc) pairs into one binary block per reduce partition, so a few
 blobs move instead of one row per term. A part is a folder into which each task writes a file of its own, so whoever
 joins a part, this night or a later one, reads its folder and nothing is shuffled. Of the huge crowds among the
-embeddings the driver chooses leaders, from a sample of sketches that the tasks return.
+embeddings the driver chooses leaders, from a sample of sketches and signatures that the tasks return.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lsh.terms import TermHasher, TermParams
 HASHED_ARROW = schemas.arrow(schemas.HASHED)
 BLOCKS_ARROW = schemas.arrow(schemas.BLOCKS)
 CODES_ARROW = schemas.arrow(schemas.CODES)
-SKETCHES_ARROW = schemas.arrow(schemas.SKETCHES)
+SKETCHES_ARROW, SAMPLED_ARROW = schemas.arrow(schemas.SKETCHES), schemas.arrow(schemas.SAMPLED)
 
 STEP = "terms"
 STEP_OF_VIEWS = "view_terms"
@@ -62,8 +62,8 @@ def make_terms(
         rows = hash_batches(batches, params=params, num_parts=num_partitions, num_docs=num_docs)
         return write_hashed(rows, folder, number=number)
 
-    sampled = runner.run(len(shares), hash_share, returns=schemas.SKETCHES, folder=folder)
-    leaders = NO_LEADERS if is_night else choose_leaders(*_sketches(sampled))
+    sampled = runner.run(len(shares), hash_share, returns=schemas.SAMPLED, folder=folder)
+    leaders = NO_LEADERS if is_night else choose_leaders(*_sketches(sampled), _signatures(sampled, params.num_tables))
     columns = [pa.array(leaders.docs.astype(np.int64)), binary_rows(leaders.sketches)]
     pq.write_table(pa.table(columns, schema=SKETCHES_ARROW), folder / "leaders" / "part-00000.parquet")
     return {"num_parts": num_partitions}
@@ -75,9 +75,14 @@ def read_leaders(table: str) -> Leaders:
 
 
 def _sketches(table: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The docs `(n,)` and sketches `(n, WORDS_PER_SKETCH)` of a `SKETCHES` table."""
+    """The docs `(n,)` and sketches `(n, WORDS_PER_SKETCH)` of a table that has them."""
     rows = np.frombuffer(binary_values(table["sketch"].combine_chunks()), "<u8").reshape(-1, WORDS_PER_SKETCH)
     return table["doc"].to_numpy().astype(np.uint64), rows
+
+
+def _signatures(sampled: pa.Table, num_tables: int) -> NDArray[np.uint64]:
+    """The signatures `(n, num_tables)` of a `SAMPLED` table."""
+    return np.frombuffer(binary_values(sampled["signature"].combine_chunks()), "<u8").reshape(-1, num_tables)
 
 
 def make_folders(folder: Path, *, num_parts: int) -> None:
@@ -89,15 +94,15 @@ def make_folders(folder: Path, *, num_parts: int) -> None:
 
 
 def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -> pa.Table:
-    """`HASHED` rows to file `number` of the codes and of each part that they have blocks for; returns the sketches."""
+    """`HASHED` rows to file `number` of the codes and of each part that they have blocks for; returns the sample."""
     name = f"part-{number:05d}.parquet"
-    sketches = []
+    sampled = []
     with ExitStack() as files:
         codes = files.enter_context(parquet_file(folder / "codes" / name, CODES_ARROW, compression="none"))
         parts: dict[int, pq.ParquetWriter] = {}
         for batch in rows:
             if not batch["sketch"].null_count:
-                sketches.append(batch.select(["doc", "sketch"]))
+                sampled.append(batch.select(SAMPLED_ARROW.names))
                 continue
             if not batch["code"].null_count:
                 codes.write_batch(batch.select(["doc", "code"]))
@@ -108,7 +113,7 @@ def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -
                     parts[part] = files.enter_context(parquet_file(path, BLOCKS_ARROW, compression="none"))
                 # A row group for each block: none is held back until there are more.
                 parts[part].write_batch(batch.select(["block"]).slice(row, 1))
-    return pa.Table.from_batches(sketches, SKETCHES_ARROW)
+    return pa.Table.from_batches(sampled, SAMPLED_ARROW)
 
 
 def row_group_shares(embeddings: str) -> tuple[list[list[RowGroup]], int]:
@@ -147,18 +152,23 @@ def read_row_groups(share: Sequence[RowGroup]) -> Iterator[pa.RecordBatch]:
 def hash_batches(
     batches: Iterator[pa.RecordBatch], *, params: TermParams, num_parts: int, num_docs: int
 ) -> Iterator[pa.RecordBatch]:
-    """Embedding rows to `HASHED` rows: term blocks, codes and sampled sketches of up to `DOCS_PER_BLOCK` docs at once.
+    """Embedding rows to `HASHED` rows: term blocks, codes and a sample of up to `DOCS_PER_BLOCK` docs at once.
 
     `num_docs` are all that the step hashes, here and elsewhere; they decide which of them are sampled.
     """
     hasher = hasher_once(params)
     for docs, embeddings in _gathered(batches, dim=params.dim):
         sketches = long_sketches(embeddings, num_words=WORDS_PER_SKETCH, seed=params.seed)
-        blocks = encode_term_blocks(hasher.terms(embeddings), docs, sketches, num_partitions=num_parts)
+        terms = hasher.terms(embeddings)
+        blocks = encode_term_blocks(terms, docs, sketches, num_partitions=num_parts)
         yield _hashed_rows(part=pa.array(range(num_parts), pa.int32()), block=pa.array(blocks, pa.binary()))
         yield _hashed_rows(doc=pa.array(docs.astype(np.int64)), code=binary_rows(quantize(embeddings)))
         sampled = are_sampled(docs, num_docs=num_docs)
-        yield _hashed_rows(doc=pa.array(docs[sampled].astype(np.int64)), sketch=binary_rows(sketches[sampled]))
+        yield _hashed_rows(
+            doc=pa.array(docs[sampled].astype(np.int64)),
+            sketch=binary_rows(sketches[sampled]),
+            signature=binary_rows(terms[sampled]),
+        )
 
 
 @lru_cache(maxsize=1)

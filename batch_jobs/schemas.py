@@ -49,9 +49,11 @@ BLOCKS = "block binary"
 SKETCHES = "doc long, sketch binary"
 """`sketch`: `words_per_sketch` little-endian uint64."""
 
-HASHED = "part int, block binary, doc long, code binary, sketch binary"
-"""What a map task of `make_terms` makes: term blocks, codes and the sketches of a sample, told apart by the nulls of
-the others."""
+SAMPLED = "doc long, sketch binary, signature binary"
+"""`signature`: `num_tables` little-endian uint64 terms."""
+
+HASHED = "part int, block binary, doc long, code binary, sketch binary, signature binary"
+"""What a map task of `make_terms` makes: term blocks, codes and a sample, told apart by the nulls of the others."""
 
 PAIR_BLOCKS = (
     "part int, left_range int, num_pairs long, block binary, num_buckets long, largest_bucket long, "

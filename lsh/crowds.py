@@ -245,7 +245,8 @@ def _near_candidates(
 
 
 @njit(cache=True, nogil=True)
-def _distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.uint64:
+def sketch_distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.uint64:
+    """How many bits the sketches of two rows differ in."""
     distance = np.uint64(0)
     for word in range(sketches.shape[1]):
         distance += count_ones(sketches[left, word] ^ sketches[right, word])
@@ -271,7 +272,7 @@ def pair_with_heads(  # noqa: PLR0917 - numba kernels take their arrays one by o
     for i in range(rows.size):
         is_covered[i] = False
         for head in heads:
-            distance = _distance(sketches, rows[i], head)
+            distance = sketch_distance(sketches, rows[i], head)
             is_covered[i] |= distance <= np.uint64(radius)
             if rows[i] == head or (rows[i] > head and rows[i] in heads) or max(rows[i], head) < first_new_row:
                 continue

@@ -2,11 +2,13 @@
 
 The heads of a crowded bucket (`lsh.crowds`) come from its own docs, so a doc of a crowd of a million meets a dozen
 heads in as many buckets, and in buckets that are too small to be cut the crowd meets itself. Leaders are chosen once
-for all buckets, from a sample of the corpus. A doc close to a leader is led: it is compared with the leaders in its
-buckets and with nothing else. Whoever matches the crowd meets its leader, the canonical that the crowd will have.
+for all buckets, from a sample of the corpus, the one of the largest crowd first. A doc is led by the first leader that
+is within half of the sketch distance of candidates: it is compared with that one, with those before it, and with
+nothing else. So almost every doc of a crowd has one pair, with the canonical that its crowd will have.
 
-A leader is compared with all docs of its buckets, led or not. Only tight crowds are led: in a loose one, a template's
-variants, leaders would miss docs of one another's. Their docs meet the heads of each bucket.
+A doc that is not led is compared with all leaders in its buckets, and so is a leader. Only tight crowds are led, and
+only where so many terms are shared that no doc misses its leader: in a loose one, a template's variants, leaders would
+miss docs of one another's. Docs of other crowds meet the heads of each bucket.
 """
 
 from __future__ import annotations
@@ -31,25 +33,27 @@ from lsh.candidates import (
     integer_sketches,
     tally_buckets,
 )
-from lsh.crowds import are_within, doc_ranks, pair_with_heads
+from lsh.crowds import are_within, doc_ranks, sketch_distance
 from lsh.pair_tally import PairTally, Spill
 from lsh.sketches import WORDS_PER_SKETCH
 
 NUM_SAMPLED: Final = 16_384
 """Docs of a corpus among which leaders are chosen."""
-MIN_LED: Final = 128
-"""Docs of the sample that a leader leads, itself included; of a small corpus these are all that it leads."""
-LEADER_DISTANCE: Final = 20
-"""Sketch distance within which a doc is led: a cosine of about 0.97, and such pairs share a term almost surely."""
+MIN_CLOSE: Final = 128
+"""Docs of the sample that are close to a leader, itself included."""
+CLOSE_DISTANCE: Final = 20
+"""Sketch distance within which docs are close: a cosine of about 0.97."""
 CROWD_DISTANCE: Final = 50
-"""Sketch distance within which docs are of one crowd; a leader leads half of the docs within it, or more."""
+"""Sketch distance within which docs are of one crowd; half of those within it, or more, are close to a leader."""
+MAX_MISSED: Final = 1e-5
+"""Share of the farther docs of a crowd that have no term in common with its leader."""
 _MAX_RANK: Final = (1 << 64) - 1
-_ZERO = np.uint64(0)
+_ROW_BITS = np.uint64(32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaders:
-    """The leaders of a corpus: `docs` `(k,)` uint64, `sketches` `(k, words_per_sketch)` uint64."""
+    """The leaders of a corpus, in order: `docs` `(k,)` uint64, `sketches` `(k, words_per_sketch)` uint64."""
 
     docs: NDArray[np.uint64]
     sketches: NDArray[np.uint64]
@@ -65,56 +69,71 @@ def are_sampled(docs: NDArray[np.uint64], *, num_docs: int) -> NDArray[np.bool_]
     return are
 
 
-def choose_leaders(docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> Leaders:
-    """The leaders of a corpus from its docs `(n,)` that `are_sampled`, in any order, and their sketches.
+def choose_leaders(docs: NDArray[np.uint64], sketches: NDArray[np.uint64], terms: NDArray[np.uint64]) -> Leaders:
+    """The leaders of a corpus from its docs `(n,)` that `are_sampled`, in any order, their sketches and signatures.
 
     Of the `NUM_SAMPLED` docs of lowest rank, that which most others are close to comes first, the lowest of equal ones;
-    then that of those which are left, while it has `MIN_LED`. Those of loose crowds are passed over.
+    then that of those which are left, while it has `MIN_CLOSE`. Those of loose crowds are passed over, and those that
+    docs of their crowd would miss too often.
     """
     order = np.argsort(doc_ranks(docs))[:NUM_SAMPLED]
-    docs, sketches = docs[order], sketches[order]
+    docs, sketches, terms = docs[order], sketches[order], terms[order]
     words = np.ascontiguousarray(sketches.T)
     is_left = np.ones(docs.size, np.bool_)
     num_close = np.zeros(docs.size, np.int64)
     _add_close(words, np.arange(docs.size), is_left, 1, num_close)
     leaders = []
-    while docs.size and num_close.max() >= MIN_LED:
+    while docs.size and num_close.max() >= MIN_CLOSE:
         candidate = int(np.argmax(num_close))
         distances = _distances(words, candidate)
-        if not _is_tight(distances):
+        if not _is_tight(distances) or _share_missed(distances, terms, terms[candidate]) > MAX_MISSED:
             num_close[candidate] = 0
             continue
         leaders.append(candidate)
-        led = np.flatnonzero(is_left & (distances <= LEADER_DISTANCE))
-        is_left[led] = False
-        num_close[led] = 0
-        _add_close(words, led, is_left, -1, num_close)
+        close = np.flatnonzero(is_left & (distances <= CLOSE_DISTANCE))
+        is_left[close] = False
+        num_close[close] = 0
+        _add_close(words, close, is_left, -1, num_close)
     return Leaders(docs[leaders], sketches[leaders])
 
 
 def _is_tight(distances: NDArray[np.int64]) -> bool:
     """Whether of the docs at these distances that are of one crowd half or more are close."""
-    return bool(2 * np.sum(distances <= LEADER_DISTANCE) >= np.sum(distances <= CROWD_DISTANCE))
+    return bool(2 * np.sum(distances <= CLOSE_DISTANCE) >= np.sum(distances <= CROWD_DISTANCE))
+
+
+def _share_missed(distances: NDArray[np.int64], terms: NDArray[np.uint64], own: NDArray[np.uint64]) -> float:
+    """How many of its crowd's docs a doc of signature `own` shares no term with, judged by the quarter farthest away.
+
+    Tables are independent of one another: of pairs that share a part `p` of `T` terms `(1 - p)^T` share none.
+
+    >>> terms = np.array([[1, 2], [1, 3], [4, 5]], np.uint64)
+    >>> _share_missed(np.array([0, 8, 60]), terms, terms[0])
+    0.25
+    """
+    crowd = np.flatnonzero(distances <= CROWD_DISTANCE)
+    far = crowd[distances[crowd] >= np.quantile(distances[crowd], 0.75)]
+    return float((1.0 - np.mean(terms[far] == own)) ** own.size)
 
 
 def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
-    """The slow twin of `choose_leaders`, for all docs of a corpus with sketches as integers."""
+    """The slow twin of `choose_leaders`, for all docs of a corpus with sketches as integers and equal signatures."""
     sample = sorted(sketch_of, key=lambda doc: int(mix64(np.uint64(doc))))[:NUM_SAMPLED]
     num_within = {
         distance: {doc: sum(are_within(distance, doc, other, sketch_of) for other in sample) for doc in sample}
-        for distance in (LEADER_DISTANCE, CROWD_DISTANCE)
+        for distance in (CLOSE_DISTANCE, CROWD_DISTANCE)
     }
-    candidates = [doc for doc in sample if 2 * num_within[LEADER_DISTANCE][doc] >= num_within[CROWD_DISTANCE][doc]]
+    candidates = [doc for doc in sample if 2 * num_within[CLOSE_DISTANCE][doc] >= num_within[CROWD_DISTANCE][doc]]
     remaining = set(sample)
     leaders: list[int] = []
     while True:
         crowds = {
-            doc: {other for other in remaining if are_within(LEADER_DISTANCE, doc, other, sketch_of)}
+            doc: {other for other in remaining if are_within(CLOSE_DISTANCE, doc, other, sketch_of)}
             for doc in candidates
             if doc in remaining
         }
         leader = max(crowds, key=lambda doc: len(crowds[doc]), default=None)
-        if leader is None or len(crowds[leader]) < MIN_LED:
+        if leader is None or len(crowds[leader]) < MIN_CLOSE:
             return leaders
         leaders.append(leader)
         remaining -= crowds[leader]
@@ -123,25 +142,35 @@ def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
 def candidates_with_leaders(
     postings: TermPostings, params: CandidateParams, leaders: Leaders, *, spill: Spill | None = None
 ) -> Candidates:
-    """As `candidate_pairs` of docs that are all new, but led docs are compared with leaders alone.
+    """As `candidate_pairs` of docs that are all new, but led docs are compared with their leader and those before it.
 
     A bucket in which pairs were left out for that counts as cut. Sketches of leaders have as many words as the docs'.
     """
     if not leaders.docs.size:
         return candidate_pairs(postings, params, spill=spill)
-    is_leader = np.isin(postings.docs, leaders.docs)[postings.doc_rows]
-    is_other = ~_are_led(postings.sketches, leaders.sketches, _led_within(params))[postings.doc_rows]
+    places = _places_of(postings.docs, leaders)
+    led_by = _led_by(postings.sketches, leaders.sketches, _led_within(params))
+    is_leader = (places < leaders.docs.size)[postings.doc_rows]
+    is_other = (led_by == leaders.docs.size)[postings.doc_rows]
+    last_met = np.where(places < leaders.docs.size, leaders.docs.size, led_by)
     bounds = bounds_of_buckets(postings.terms)
     sizes, num_leaders, num_others = (
         np.add.reduceat(which, bounds[:-1], dtype=np.int64) if which.size else np.empty(0, np.int64)
         for which in (np.ones(is_other.size, np.bool_), is_leader, is_other)
     )
     tally = PairTally(postings.docs, spill)
+    num_compared = np.zeros(sizes.size, np.int64)
     for bucket in np.flatnonzero(num_leaders).tolist():
-        tally.add(_keys_with_leaders(postings, slice(bounds[bucket], bounds[bucket + 1]), is_leader, params))
+        of_bucket = slice(bounds[bucket], bounds[bucket + 1])
+        rows = postings.doc_rows[of_bucket]
+        leader_rows = rows[is_leader[of_bucket]]
+        keys = np.empty(leader_rows.size * rows.size, np.uint64)
+        num_keys, num_compared[bucket] = _pair_with_leaders(
+            rows, leader_rows, places, last_met, postings.sketches, params.max_sketch_distance, keys
+        )
+        tally.add(keys[:num_keys])
     others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
     cut_terms, num_cut_pairs = tally_buckets(tally, others, WalkedBuckets.of(others), params)
-    num_compared = num_leaders * (sizes - 1) - num_leaders * (num_leaders - 1) // 2
     num_left_out = sizes * (sizes - 1) // 2 - num_others * (num_others - 1) // 2 - num_compared
     return Candidates.of(
         tally,
@@ -157,13 +186,14 @@ def brute_force_candidates_with_leaders(
 ) -> dict[tuple[int, int], int]:
     """The slow twin of `candidates_with_leaders`: each pair with the terms that it shares."""
     sketch_of = integer_sketches(postings.docs, postings.sketches)
-    leader_of = integer_sketches(leaders.docs, leaders.sketches)
-    led = {
-        doc
+    leader_sketches = list(integer_sketches(leaders.docs, leaders.sketches).values())
+    place_of = {doc: place for place, doc in enumerate(leaders.docs.tolist())}
+    nobody = len(place_of)
+    led_by = {
+        doc: next((place for place, led in enumerate(leader_sketches) if _is_led(sketch, led, params)), nobody)
         for doc, sketch in sketch_of.items()
-        if any((sketch ^ other).bit_count() <= _led_within(params) for other in leader_of.values())
     }
-    is_other = np.array([doc not in led for doc in postings.docs[postings.doc_rows].tolist()], np.bool_)
+    is_other = np.array([led_by[doc] == nobody for doc in postings.docs[postings.doc_rows].tolist()], np.bool_)
     others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
     found = brute_force_candidates(others, params)
     shared_terms = {tuple(pair): count for pair, count in zip(found.pairs.tolist(), found.shared_terms, strict=True)}
@@ -171,39 +201,70 @@ def brute_force_candidates_with_leaders(
         docs = postings.docs[postings.doc_rows[postings.terms == term]].tolist()
         for left, right in combinations(docs, 2):
             is_near = (sketch_of[left] ^ sketch_of[right]).bit_count() <= params.max_sketch_distance
-            if is_near and not leader_of.keys().isdisjoint((left, right)):
+            first, last = sorted((left, right), key=lambda doc: place_of.get(doc, nobody))
+            is_met = first in place_of and (last in place_of or place_of[first] <= led_by[last])
+            if is_near and is_met:
                 shared_terms[left, right] = shared_terms.get((left, right), 0) + 1
     return shared_terms
 
 
+def _is_led(sketch: int, leader: int, params: CandidateParams) -> bool:
+    return (sketch ^ leader).bit_count() <= _led_within(params)
+
+
 def _led_within(params: CandidateParams) -> int:
-    """The distance within which docs are led: never so far that they would be no candidates of their leader."""
-    return min(LEADER_DISTANCE, params.max_sketch_distance)
+    """The distance within which docs are led: so near that they match, whatever similarity candidates are asked for."""
+    return params.max_sketch_distance // 2
 
 
-def _keys_with_leaders(
-    postings: TermPostings, bucket: slice, is_leader: NDArray[np.bool_], params: CandidateParams
-) -> NDArray[np.uint64]:
-    """Keys of the pairs of all docs of a bucket with its leaders."""
-    rows = postings.doc_rows[bucket]
-    heads = rows[is_leader[bucket]]
-    keys, is_covered = np.empty(heads.size * rows.size, np.uint64), np.empty(rows.size, np.bool_)
-    return keys[: pair_with_heads(rows, heads, postings.sketches, params.max_sketch_distance, 0, 0, keys, is_covered)]
+def _places_of(docs: NDArray[np.uint64], leaders: Leaders) -> NDArray[np.int64]:
+    """The place of each of `docs`, ascending, among the leaders, `k` for one that is none."""
+    places = np.full(docs.size, leaders.docs.size)
+    rows = np.searchsorted(docs, leaders.docs)
+    is_present = rows < np.searchsorted(docs, leaders.docs, side="right")
+    places[rows[is_present]] = np.flatnonzero(is_present)
+    return places
 
 
 @njit(cache=True, nogil=True)
-def _are_led(sketches: NDArray[np.uint64], leaders: NDArray[np.uint64], radius: int) -> NDArray[np.bool_]:
-    """Which of `(n, words_per_sketch)` sketches are within `radius` of one of the leaders' sketches."""
-    are = np.zeros(len(sketches), np.bool_)
+def _pair_with_leaders(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    rows: NDArray[np.int64],
+    leader_rows: NDArray[np.int64],
+    places: NDArray[np.int64],
+    last_met: NDArray[np.int64],
+    sketches: NDArray[np.uint64],
+    max_distance: int,
+    keys: NDArray[np.uint64],
+) -> tuple[int, int]:
+    """Fills `keys` with the pairs of a bucket's rows and its leaders; returns how many there are, and were compared.
+
+    By row, `places` are those among leaders and `last_met` the last place whose leader a doc is compared with.
+    """
+    num_keys = num_compared = 0
+    for row in rows:
+        for leader in leader_rows:
+            # A pair of two leaders is met once, from the later one.
+            if places[row] <= places[leader] or last_met[row] < places[leader]:
+                continue
+            num_compared += 1
+            keys[num_keys] = (np.uint64(min(row, leader)) << _ROW_BITS) | np.uint64(max(row, leader))
+            num_keys += sketch_distance(sketches, row, leader) <= np.uint64(max_distance)
+    return num_keys, num_compared
+
+
+@njit(cache=True, nogil=True)
+def _led_by(sketches: NDArray[np.uint64], leaders: NDArray[np.uint64], radius: int) -> NDArray[np.int64]:
+    """For each of `(n, words_per_sketch)` sketches the first of the leaders' within `radius`, `k` where none is."""
+    led_by = np.full(len(sketches), len(leaders))
     for row in range(len(sketches)):
         for leader in range(len(leaders)):
-            distance = _ZERO
+            distance = np.uint64(0)
             for word in range(sketches.shape[1]):
                 distance += count_ones(sketches[row, word] ^ leaders[leader, word])
             if distance <= np.uint64(radius):
-                are[row] = True
+                led_by[row] = leader
                 break
-    return are
+    return led_by
 
 
 @njit(cache=True, nogil=True)
@@ -229,4 +290,4 @@ def _add_close(
     for row in rows:
         distances = _distances(words, row)
         for i in range(np.uint64(distances.size)):
-            num_close[i] += step * np.int64(counted[i] and distances[i] <= LEADER_DISTANCE)
+            num_close[i] += step * np.int64(counted[i] and distances[i] <= CLOSE_DISTANCE)

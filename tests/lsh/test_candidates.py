@@ -18,6 +18,7 @@ from lsh.errors import ParameterError
 from lsh.sketches import WORDS_PER_SKETCH, hamming_distances, long_sketches
 from lsh.terms import TermHasher, TermParams
 
+LARGE_CLUSTER_TERMS = TermParams(num_tables=24, dim=128, num_polytopes=2, polytope_dim=64)
 RANDOM_PARAMS = st.builds(
     CandidateParams,
     max_bucket_size=st.integers(3, 12),
@@ -212,15 +213,15 @@ def test_a_large_cluster_of_near_identical_images_is_one_cluster(cosine: float, 
 
 def large_cluster(cosine: float, *, num_docs: int) -> tuple[NDArray[np.float32], TermPostings]:
     """Rows at one cosine to a common centre, and their postings."""
-    dim = 128
+    dim = LARGE_CLUSTER_TERMS.dim
     rng = np.random.default_rng(4)
     centre = np.eye(1, dim, dtype=np.float32)
     noise = rng.standard_normal((num_docs, dim), dtype=np.float32)
     noise[:, 0] = 0
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     rows = (cosine * centre + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
-    hasher = TermHasher(TermParams(num_tables=24, dim=dim, num_polytopes=2, polytope_dim=64))
-    return rows, make_postings(hasher.terms(rows), long_sketches(rows, num_words=4), doc_step=1)
+    terms = TermHasher(LARGE_CLUSTER_TERMS).terms(rows)
+    return rows, make_postings(terms, long_sketches(rows, num_words=4), doc_step=1)
 
 
 def largest_cluster(rows: NDArray[np.float32], found: Candidates) -> int:
