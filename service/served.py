@@ -108,7 +108,7 @@ class Served:
         return answers
 
     def warm_up(self, *, num_queries: int = 64) -> None:
-        """Bring what a first query would wait for into memory: compiled kernels and some pages of the tables."""
+        """Bring what a first call would wait for into memory: compiled kernels and some pages of the tables."""
         num_docs = self.generation.manifest.num_docs
         docs = np.unique(np.linspace(0, num_docs - 1, num_queries).astype(np.int64)) if num_docs else np.empty(0, int)
         dim = self.generation.manifest.dim
@@ -117,6 +117,8 @@ class Served:
             self.lookup(embedding[None], k=10, min_score=self.generation.manifest.min_score)
             os.sched_yield()  # Callers of the generation that is served wait for this processor.
         self.uploads.index.search(embeddings[:1], k=1, min_similarity=0.0)
+        self.is_known("")
+        _are_same_image(embeddings[0], quantize(embeddings[:1])[0])
 
     def is_known(self, image_id: str) -> bool:
         """Whether an image is in the generation or registered, and not removed."""
@@ -139,10 +141,7 @@ class Served:
     def is_same_image(self, image_id: str, embedding: NDArray[np.float32]) -> bool:
         """Whether a known image has this `(dim,)` embedding."""
         code = self.code_of(image_id)
-        row = np.zeros(1, dtype=np.int64)
-        return (
-            code is not None and float(pair_cosines(quantize(embedding[None]), code[None], row, row)[0]) > _SAME_IMAGE
-        )
+        return code is not None and _are_same_image(embedding, code)
 
     def embedding_of(self, image_id: str) -> NDArray[np.float32] | None:
         """The `(dim,)` float32 embedding of a known image, as its code has it."""
@@ -249,6 +248,11 @@ class Served:
     def _canonical_doc(self, cluster: str) -> int | None:
         doc = self.generation.doc_of(cluster)
         return None if doc is None else int(self.generation.canonicals(np.array([doc]))[0])
+
+
+def _are_same_image(embedding: NDArray[np.float32], code: NDArray[np.int8]) -> bool:
+    row = np.zeros(1, dtype=np.int64)
+    return float(pair_cosines(quantize(embedding[None]), code[None], row, row)[0]) > _SAME_IMAGE
 
 
 def _hits(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -238,6 +240,43 @@ def test_a_switch_keeps_uploads_that_the_new_generation_lacks(engine: Engine, in
     assert [match.source for match in matches(engine, NEW[1])] == [Source.LIVE]
     assert found_ids(engine, EMBEDDINGS[2]) == []
     assert len(engine.served.uploads) == 1
+
+
+FIRST_CALLS = """
+import sys
+from pathlib import Path
+from numba.core.dispatcher import Dispatcher
+from tests.service.corpora import open_engine, random_embeddings
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith(("lsh", "service"))]
+    kernels = {kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Dispatcher)}
+    return {(kernel.py_func.__qualname__, signature) for kernel in kernels for signature in kernel.signatures}
+
+index, generation_id = Path(sys.argv[1]), sys.argv[2]
+new = random_embeddings(40, seed=77)
+engine = open_engine(index, generation_id, index.parent / "log.db")
+warmed_up = compiled()
+for _ in range(2):
+    engine.register("new", new[0])[1].result()
+    engine.lookup_or_register("newer", new[1], k=5, min_score=None)[1].result()
+engine.lookup(new[:3], k=5, min_score=None)
+engine.lookup_known("image-3", k=5, min_score=None)
+for image_id in ("new", "image-4"):
+    engine.remove(image_id)[1].result()
+engine.lookup(new[:1], k=5, min_score=None)
+engine.close()
+print(sorted(compiled() - warmed_up))
+"""
+
+
+def test_no_call_waits_for_a_kernel(index: Path) -> None:
+    """A first call's kernels, which take seconds to compile once, are there before the engine answers."""
+    generation_id = add_generation(index, image_ids(200), EMBEDDINGS)
+    command = [sys.executable, "-c", FIRST_CALLS, str(index), generation_id]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
 def test_going_back_a_generation_loses_no_upload(engine: Engine, index: Path) -> None:
