@@ -141,10 +141,11 @@ def vectors(run: Run, step: str, name: str) -> tuple[NDArray[np.int64], NDArray[
 @pytest.mark.spark
 @pytest.mark.tensorflow
 def test_a_part_and_a_gray_copy_join_the_cluster_of_their_photo(thorough_run: Run) -> None:
-    """Halves and quarters of a photo's area, and the photo without colors, follow the photo, each of its own."""
+    """Halves and quarters of a photo's area, and the photo without colors, are where the photo is."""
     canonical = {row["image_id"]: row["canonical_id"] for row in rows(thorough_run, "cluster", "clusters")}
     parts = {f"{title}-{name}.jpg": f"{title}.png" for title in PHOTOS for name in (*PARTS, "gray")}
-    assert {part: canonical.get(part) for part in parts} == parts
+    assert {part: canonical.get(part) for part in parts} == {part: canonical[photo] for part, photo in parts.items()}
+    assert len({canonical[photo] for photo in parts.values()}) == len(PHOTOS)
 
 
 @pytest.mark.spark

@@ -13,7 +13,7 @@ from PIL import Image
 from embed.embedder import load_embedder
 from embed.embedder_dir import create_embedder_dir
 from embed.errors import EmbedderError
-from embed.evaluation.edits import gray, rotate_10
+from embed.evaluation.edits import caption, color, gray, rephotograph, rotate_10
 from embed.preprocessing import to_square
 from embed.views import NUM_VIEWS, ViewEmbedder, load_view_embedder
 from embed.whitening import fit_whitening
@@ -74,11 +74,13 @@ def test_a_crop_is_closer_to_a_view_than_to_the_whole(area: float, place: float)
     assert nearest > float(of_whole @ of_crop) + 0.02
 
 
-@pytest.mark.parametrize(("edit", "place"), [(gray, -2), (rotate_10, -1)])
+@pytest.mark.parametrize(
+    ("edit", "place"), [(gray, -5), (rotate_10, -4), (color, -3), (caption, -2), (rephotograph, -1)]
+)
 def test_a_version_finds_a_copy_that_was_edited_so(
     edit: Callable[[Image.Image, np.random.Generator], Image.Image], place: int
 ) -> None:
-    """A gray copy is closer to the gray version; of a turned one and its photo one's turned version is closer."""
+    """One of a photo and its copy is closer to its version of the other than the two are to each other."""
     embedder, views = load_embedder(), load_view_embedder()
     whole = photo()
     copy = np.asarray(edit(Image.fromarray(whole), np.random.default_rng(0)))
