@@ -226,7 +226,8 @@ def checked_embedding(content: bytes, *, dim: int) -> NDArray[np.float32]:
         raise InvalidRequest(
             f"the embedding has {len(content)} bytes; this generation's has {dim} float32 values, {4 * dim} bytes"
         )
-    row: NDArray[np.float32] = np.frombuffer(content, dtype="<f4")
+    # Of bytes it would be read-only, and every kernel that takes it would be compiled for that as well.
+    row: NDArray[np.float32] = np.frombuffer(bytearray(content), dtype="<f4")
     if abs(float(np.vdot(row, row)) - 1.0) < _ROUNDING:
         return row
     wide = row.astype(np.float64)

@@ -246,7 +246,8 @@ FIRST_CALLS = """
 import sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from tests.service.corpora import open_engine, random_embeddings
+from service.lookup_servicer import checked_embedding
+from tests.service.corpora import DIM, open_engine, random_embeddings
 
 def compiled():
     modules = [module for name, module in sys.modules.items() if name.startswith(("lsh", "service"))]
@@ -254,17 +255,17 @@ def compiled():
     return {(kernel.py_func.__qualname__, signature) for kernel in kernels for signature in kernel.signatures}
 
 index, generation_id = Path(sys.argv[1]), sys.argv[2]
-new = random_embeddings(40, seed=77)
+new = [checked_embedding(row.tobytes(), dim=DIM) for row in random_embeddings(3, seed=77)]
 engine = open_engine(index, generation_id, index.parent / "log.db")
 warmed_up = compiled()
 for _ in range(2):
     engine.register("new", new[0])[1].result()
     engine.lookup_or_register("newer", new[1], k=5, min_score=None)[1].result()
-engine.lookup(new[:3], k=5, min_score=None)
+engine.lookup(new[2][None], k=5, min_score=None)
 engine.lookup_known("image-3", k=5, min_score=None)
 for image_id in ("new", "image-4"):
     engine.remove(image_id)[1].result()
-engine.lookup(new[:1], k=5, min_score=None)
+engine.lookup(new[0][None], k=5, min_score=None)
 engine.close()
 print(sorted(compiled() - warmed_up))
 """
