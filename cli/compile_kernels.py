@@ -61,10 +61,9 @@ def main() -> None:
     """Compile, or say why not."""
     try:
         compile_kernels()
-    except subprocess.CalledProcessError as error:
-        sys.exit(
-            f"neardup: error: kernels were not compiled, they will be when they are called ({error.stderr.strip()})"
-        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        sys.exit(f"neardup: error: kernels were not compiled, they will be when they are called ({reason})")
 
 
 if __name__ == "__main__":
