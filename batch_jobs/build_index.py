@@ -18,7 +18,8 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batch_jobs.cluster_matches import Contents, contents_of
+from batch_jobs.embed_views import FIRST_VIEW
 from batch_jobs.errors import BatchError, WorkspaceError
-from batch_jobs.make_terms import embedding_rows
+from batch_jobs.make_terms import binary_values, embedding_rows
 from batch_jobs.nights import Known, Night, current_night, known_of, live_images, night_of_run, read_docs
 from batch_jobs.run_records import find_record, list_records, record_path
 from batch_jobs.session import num_cores
 from batch_jobs.workspace import Workspace, read_json, workspace_error
 from embed.pair_scoring import read_pair_scorer, scorer_files
+from lsh.codes import unit_rows
 from lsh.errors import LshError
 from lsh.index.layout import params_for, probes_for
 from lsh.index.manifest import Manifest
@@ -53,7 +57,8 @@ IN_NIGHTS_ONLY = "is_full"
 class IndexedRun:
     """The committed tables that a generation is made of, and what decided them.
 
-    `scorer` is the folder that keeps the files of what scored the run's pairs.
+    `scorer` is the folder that keeps the files of what scored the run's pairs, `view_margins` what the views of a
+    thorough run count less, by their place among an image's views.
     """
 
     whole: Known
@@ -63,6 +68,7 @@ class IndexedRun:
     dim: int
     seed: int
     min_score: float
+    view_margins: tuple[float, ...] = ()
 
 
 def index_folder(workspace: Path) -> Path:
@@ -77,26 +83,35 @@ def build_index(
     run_id: str | None = None,
     num_tables: int = NUM_TABLES,
     probes_per_table: int | None = None,
+    with_views: bool = True,
 ) -> Manifest:
     """Write, verify and publish a generation: of the current night or the newest clusters, of `min_score`, or of a run.
 
-    The workspace is open, so no run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
+    That of a thorough run holds the views of its images, too, unless it is to be without. The workspace is open, so no
+    run changes its tables meanwhile. Raises WorkspaceError when nothing is clustered yet.
     """
     run = find_run(workspace, min_score=min_score, run_id=run_id)
     try:
         images = live_images(run.whole, ["doc", "original_doc", "image_id"])
-        num_docs = len(images)
-        num_probes = num_tables * probes_per_table if probes_per_table else probes_for(num_docs, num_tables=num_tables)
+        content_docs = images["original_doc"].to_numpy()
+        contents, original_rows = contents_of(content_docs, np.isin(content_docs, read_docs(run.whole.embeddings)))
+        if not with_views:
+            run = replace(run, view_margins=())
+        owners = owners_of_views(run, contents)
+        num_rows = len(images) + owners.size * len(run.view_margins)
+        num_probes = num_tables * probes_per_table if probes_per_table else probes_for(num_rows, num_tables=num_tables)
         spec = GenerationSpec(
-            num_docs=num_docs,
-            term_params=params_for(num_docs, dim=run.dim, num_tables=num_tables, seed=run.seed),
+            num_docs=len(images),
+            owners=owners,
+            view_margins=run.view_margins,
+            term_params=params_for(num_rows, dim=run.dim, num_tables=num_tables, seed=run.seed),
             num_probes=num_probes,
             embedder_digest=run.embedder_digest,
             min_score=run.min_score,
             scorer_files=scorer_files(read_pair_scorer(run.scorer, embedder_digest=run.embedder_digest)),
         )
         with new_generation(index_folder(workspace.folder)) as folder:
-            manifest = write_generation(folder, run, images, spec)
+            manifest = write_generation(folder, run, images, spec, contents=contents, original_rows=original_rows)
         _remember(workspace, run, manifest.generation_id)
         return manifest
     except OSError as error:
@@ -141,10 +156,14 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
             continue
         hashed = _inputs(workspace, "terms", _inputs(workspace, "candidates", selected["candidates"])["terms"])
         embedded = _inputs(workspace, "embed", hashed["embed"])
+        compared = _inputs(workspace, "compare", clustered["compare"]) if "compare" in clustered else None
         return IndexedRun(
             whole=Known(
                 catalogues=(str(workspace.steps_folder / f"catalogue-{embedded['catalogue']}" / "catalogue"),),
                 embeddings=(str(workspace.steps_folder / f"embed-{hashed['embed']}" / "embeddings"),),
+                view_codes=(str(workspace.steps_folder / f"view_terms-{compared['view_terms']}" / "codes"),)
+                if compared
+                else (),
             ),
             clusters=commit.parent / "clusters",
             scorer=workspace.steps_folder / f"select-{clustered['select']}",
@@ -152,6 +171,7 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
             dim=hashed["terms"]["dim"],
             seed=hashed["terms"]["seed"],
             min_score=selected["min_score"],
+            view_margins=tuple(compared["margins"]) if compared else (),
         )
     asked = "" if min_score is None else f" with min_score={min_score}"
     raise WorkspaceError(
@@ -160,6 +180,7 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
 
 
 def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
+    compared = night.segments.get("compare")
     return IndexedRun(
         whole=known_of(workspace.folder, night),
         clusters=workspace.steps_folder / f"cluster-{night.clusters}" / "clusters",
@@ -168,17 +189,33 @@ def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
         dim=night.settings["terms"]["dim"],
         seed=night.settings["terms"]["seed"],
         min_score=night.settings["min_score"],
+        view_margins=tuple(_inputs(workspace, "compare", compared[-1])["margins"]) if compared else (),
     )
 
 
-def write_generation(folder: Path, run: IndexedRun, images: pa.Table, spec: GenerationSpec) -> Manifest:
+def owners_of_views(run: IndexedRun, contents: Contents) -> NDArray[np.int64]:
+    """The rows, ascending, of the live images that have views; each has all of them."""
+    if not run.view_margins:
+        return np.empty(0, np.int64)
+    content_docs = np.unique((read_docs(run.whole.view_codes) - FIRST_VIEW) // len(run.view_margins))
+    rows = contents.rows_of(content_docs)
+    return np.sort(rows[rows >= 0])
+
+
+def write_generation(
+    folder: Path,
+    run: IndexedRun,
+    images: pa.Table,
+    spec: GenerationSpec,
+    *,
+    contents: Contents,
+    original_rows: NDArray[np.int64],
+) -> Manifest:
     """Write the generation of `run` into `folder`; `images` are its live ones, `doc`, `original_doc`, `image_id`."""
     writer = GenerationWriter(folder, spec)
     docs = images["doc"].to_numpy()
     if np.any(docs[1:] == docs[:-1]):
         raise WorkspaceError(f"docs of {', '.join(run.whole.catalogues)} occur twice; give another --workspace")
-    content_docs = images["original_doc"].to_numpy()
-    contents, original_rows = contents_of(content_docs, np.isin(content_docs, read_docs(run.whole.embeddings)))
     _add_embeddings(writer, run, contents)
     copies = np.flatnonzero(original_rows != np.arange(docs.size))
     writer.share_codes(copies, original_rows[copies])
@@ -194,16 +231,26 @@ def write_generation(folder: Path, run: IndexedRun, images: pa.Table, spec: Gene
 
 
 def _add_embeddings(writer: GenerationWriter, run: IndexedRun, contents: Contents) -> None:
-    """Hash the embeddings of live images in threads, a bounded number of batches at a time."""
+    """Hash the embeddings of live images, and of their views, in threads, a bounded number of batches at a time."""
     num_threads = num_cores()
     pending: deque[Future[None]] = deque()
 
-    def add(batch: pa.RecordBatch) -> None:
+    def add_images(batch: pa.RecordBatch) -> None:
         rows = contents.rows_of(batch["doc"].to_numpy())
         writer.add_embeddings(rows[rows >= 0], embedding_rows(batch["embedding"], dim=run.dim)[rows >= 0])
 
+    def add_views(batch: pa.RecordBatch) -> None:
+        content_docs, views = np.divmod(batch["doc"].to_numpy() - FIRST_VIEW, len(run.view_margins))
+        image_rows = contents.rows_of(content_docs)
+        rows = writer.spec.view_rows(image_rows[image_rows >= 0], views[image_rows >= 0])
+        codes = np.frombuffer(binary_values(batch["code"]), np.int8).reshape(-1, run.dim)
+        writer.add_embeddings(rows, unit_rows(codes[image_rows >= 0]))
+
     with ThreadPoolExecutor(num_threads) as pool:
-        for batch in _batches(run.whole.embeddings):
+        for add, batch in chain(
+            zip(repeat(add_images), _batches(run.whole.embeddings, ["doc", "embedding"])),
+            zip(repeat(add_views), _batches(run.whole.view_codes if run.view_margins else (), ["doc", "code"])),
+        ):
             pending.append(pool.submit(add, batch))
             if len(pending) > 2 * num_threads:
                 pending.popleft().result()
@@ -211,10 +258,10 @@ def _add_embeddings(writer: GenerationWriter, run: IndexedRun, contents: Content
             future.result()
 
 
-def _batches(embeddings: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    for table in embeddings:
+def _batches(tables: tuple[str, ...], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for table in tables:
         segment = pyarrow.dataset.dataset(table, format="parquet")
-        yield from segment.to_batches(columns=["doc", "embedding"], batch_size=DOCS_PER_BATCH)
+        yield from segment.to_batches(columns=columns, batch_size=DOCS_PER_BATCH)
 
 
 def _texts(chunk: pa.Array) -> Iterator[str]:
@@ -237,11 +284,17 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, type=Path)
     parser.add_argument("--min-score", type=float, help="index the run of this threshold; the newest by default")
     parser.add_argument("--run", dest="run_id", help="index this run; the newest by default")
+    parser.add_argument("--without-views", action="store_true", help="index whole images alone, also of a thorough run")
     parser.add_argument("--promote", action="store_true", help="make the new generation the current one")
     arguments = parser.parse_args()
     try:
         with Workspace(arguments.workspace, what="an index build") as workspace:
-            manifest = build_index(workspace, min_score=arguments.min_score, run_id=arguments.run_id)
+            manifest = build_index(
+                workspace,
+                min_score=arguments.min_score,
+                run_id=arguments.run_id,
+                with_views=not arguments.without_views,
+            )
             if arguments.promote:
                 promote(index_folder(workspace.folder), manifest.generation_id, is_verified=True)
     except (BatchError, LshError) as error:

@@ -48,13 +48,18 @@ def compile_kernels() -> None:
 
 def _open_to_serve(workspace: Path) -> None:
     from lsh.index.publishing import list_generations
+    from lsh.index.queries import nothing_found
     from lsh.index.store import FolderStore
+    from lsh.index.views import Views
     from service.engine import Engine
     from service.upload_log import UploadLog
 
     index = workspace / "index"
     newest = list_generations(index)[-1].generation_id
     Engine(FolderStore(index), newest, partial(UploadLog, workspace / "uploads.sqlite")).close()
+    # Random embeddings have no views.
+    views = Views(1, 1, np.zeros(1, np.float32), lambda places: places)
+    views.best_images(nothing_found(1, 2), k=1, min_similarity=0.0, excluded=None)
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ def matches_as_json(matches: Any) -> list[dict[str, Any]]:
             "similarity": round(match.similarity, 6),
             "shared_terms": match.shared_terms,
             "source": pb.Source.Name(match.source).removeprefix("SOURCE_").lower(),
+            "by_view": match.by_view,
         }
         for match in matches
     ]
@@ -76,5 +77,8 @@ def _as_text(name: str, response: pb.LookupResponse) -> str:
     if not response.matches:
         return f"{visible(name)}: no near-duplicate is known"
     lines = [f"{visible(name)}: a near-duplicate of {visible(response.matches[0].canonical_id)}"]
-    lines += [f"  {match.score:.4f}  {visible(match.image_id)}" for match in response.matches]
+    lines += [
+        f"  {match.score:.4f}  {visible(match.image_id)}{', by a view' if match.by_view else ''}"
+        for match in response.matches
+    ]
     return "\n".join(lines)

@@ -31,6 +31,14 @@ def quantize(embeddings: NDArray[np.float32]) -> NDArray[np.int8]:
     return codes
 
 
+def unit_rows(codes: NDArray[np.int8]) -> NDArray[np.float32]:
+    """`(n, dim)` int8 codes -> `(n, dim)` float32 unit rows that have these codes; a row of zeros stays zeros."""
+    rows = codes.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(rows, lengths, out=rows, where=lengths > 0)
+    return unit
+
+
 def pair_cosines(
     left_codes: NDArray[np.int8],
     right_codes: NDArray[np.int8],

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.codes import _dot, quantize
+from lsh.codes import _dot, quantize, unit_rows
 
 EXHAUSTIVE: Final = 4096
 MIN_PROBES: Final = 8
@@ -109,14 +109,6 @@ class LiveIndex:
 def _use_threads(num_rows: int) -> None:
     """Threads of FAISS for its next call from this thread: waking them for a few rows takes longer than the work."""
     faiss.omp_set_num_threads((os.cpu_count() or 1) if num_rows >= _MANY else 1)
-
-
-def unit_rows(codes: NDArray[np.int8]) -> NDArray[np.float32]:
-    """`(n, dim)` int8 codes -> `(n, dim)` float32 rows of length 1; a row of zeros stays zeros."""
-    rows = codes.astype(np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(rows, lengths, out=rows, where=lengths > 0)
-    return unit
 
 
 @njit(cache=True, nogil=True)

@@ -248,6 +248,7 @@ def generation_message(served: Served) -> pb.Generation:
         dim=manifest.dim,
         embedder_digest=manifest.embedder_digest,
         min_score=manifest.min_score,
+        num_views=manifest.num_views,
     )
     message.created_at.FromJsonString(served.created_at.isoformat())
     return message
@@ -262,6 +263,7 @@ def _matches(matches: Sequence[Match]) -> list[pb.Match]:
             shared_terms=match.shared_terms,
             source=_SOURCES[match.source],
             canonical_id=match.canonical_id,
+            by_view=match.by_view,
         )
         for match in matches
     ]

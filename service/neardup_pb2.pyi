@@ -56,20 +56,22 @@ class LookupResponse(_message.Message):
     def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ..., generation_id: _Optional[str] = ..., num_candidates: _Optional[int] = ...) -> None: ...
 
 class Match(_message.Message):
-    __slots__ = ("image_id", "score", "similarity", "shared_terms", "source", "canonical_id")
+    __slots__ = ("image_id", "score", "similarity", "shared_terms", "source", "canonical_id", "by_view")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     SHARED_TERMS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CANONICAL_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_VIEW_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     score: float
     similarity: float
     shared_terms: int
     source: Source
     canonical_id: str
-    def __init__(self, image_id: _Optional[str] = ..., score: _Optional[float] = ..., similarity: _Optional[float] = ..., shared_terms: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., canonical_id: _Optional[str] = ...) -> None: ...
+    by_view: bool
+    def __init__(self, image_id: _Optional[str] = ..., score: _Optional[float] = ..., similarity: _Optional[float] = ..., shared_terms: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., canonical_id: _Optional[str] = ..., by_view: _Optional[bool] = ...) -> None: ...
 
 class LookupStreamResponse(_message.Message):
     __slots__ = ("response", "failure")
@@ -182,20 +184,22 @@ class StatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., num_live: _Optional[int] = ..., num_removed: _Optional[int] = ..., embedding_only: _Optional[bool] = ..., uptime_s: _Optional[float] = ...) -> None: ...
 
 class Generation(_message.Message):
-    __slots__ = ("generation_id", "created_at", "num_docs", "dim", "embedder_digest", "min_score")
+    __slots__ = ("generation_id", "created_at", "num_docs", "dim", "embedder_digest", "min_score", "num_views")
     GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     NUM_DOCS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    NUM_VIEWS_FIELD_NUMBER: _ClassVar[int]
     generation_id: str
     created_at: _timestamp_pb2.Timestamp
     num_docs: int
     dim: int
     embedder_digest: str
     min_score: float
-    def __init__(self, generation_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., num_docs: _Optional[int] = ..., dim: _Optional[int] = ..., embedder_digest: _Optional[str] = ..., min_score: _Optional[float] = ...) -> None: ...
+    num_views: int
+    def __init__(self, generation_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., num_docs: _Optional[int] = ..., dim: _Optional[int] = ..., embedder_digest: _Optional[str] = ..., min_score: _Optional[float] = ..., num_views: _Optional[int] = ...) -> None: ...
 
 class ListGenerationsRequest(_message.Message):
     __slots__ = ()

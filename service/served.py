@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.pair_scoring import read_pair_scorer
-from lsh.codes import pair_cosines, quantize
+from lsh.codes import pair_cosines, quantize, unit_rows
 from lsh.index.store import Tables
-from service.live_index import unit_rows
 from service.uploads import Uploads
 
 _SAME_IMAGE = 0.999
@@ -46,6 +45,7 @@ class Match:
     similarity: float
     shared_terms: int
     source: Source
+    by_view: bool
     canonical_id: str
 
 
@@ -75,6 +75,7 @@ class _Hit(NamedTuple):
     place: int
     similarity: float
     shared_terms: int
+    by_view: bool
 
 
 class Served:
@@ -96,10 +97,11 @@ class Served:
         # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
         num_found = k if scorer.classifier is None else RESCORED_PER_MATCH * k
         found = self.tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
-        hits = _hits(Source.HASH_TABLES, found.docs, found.similarities, found.shared_terms)
+        hits = _hits(Source.HASH_TABLES, found.docs, found.similarities, found.shared_terms, found.are_by_view)
         if len(uploads):
             live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity)
-            live_hits = _hits(Source.LIVE, live.rows, live.similarities, np.zeros(live.rows.shape, np.int32))
+            nothing = np.zeros(live.rows.shape, np.int32)
+            live_hits = _hits(Source.LIVE, live.rows, live.similarities, nothing, nothing.astype(np.bool_))
             hits = [old + new for old, new in zip(hits, live_hits, strict=True)]
         answers = []
         for query, num_candidates in enumerate(found.num_candidates.tolist()):
@@ -219,6 +221,7 @@ class Served:
                     similarity=hit.similarity,
                     shared_terms=hit.shared_terms,
                     source=hit.source,
+                    by_view=hit.by_view,
                     canonical_id=canonical_id,
                 )
             )
@@ -256,16 +259,20 @@ def _are_same_image(embedding: NDArray[np.float32], code: NDArray[np.int8]) -> b
 
 
 def _hits(
-    source: Source, places: NDArray[np.int64], similarities: NDArray[np.float32], shared_terms: NDArray[np.int32]
+    source: Source,
+    places: NDArray[np.int64],
+    similarities: NDArray[np.float32],
+    shared_terms: NDArray[np.int32],
+    are_by_view: NDArray[np.bool_],
 ) -> list[list[_Hit]]:
     """What one index found for each query; all `(n, k)`, places -1 where there are fewer."""
     return [
         [
-            _Hit(similarity, source, place, similarity, shared)
-            for place, similarity, shared in zip(*row, strict=True)
+            _Hit(similarity, source, place, similarity, shared, by_view)
+            for place, similarity, shared, by_view in zip(*row, strict=True)
             if place >= 0
         ]
-        for row in zip(places.tolist(), similarities.tolist(), shared_terms.tolist(), strict=True)
+        for row in zip(places.tolist(), similarities.tolist(), shared_terms.tolist(), are_by_view.tolist(), strict=True)
     ]
 
 

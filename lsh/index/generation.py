@@ -20,6 +20,7 @@ from lsh.errors import GenerationError, ParameterError
 from lsh.index import layout
 from lsh.index.layout import Parts
 from lsh.index.manifest import MANIFEST_NAME, FileEntry, Manifest
+from lsh.index.views import Views
 
 _CHUNK_BYTES = 1 << 16
 
@@ -55,9 +56,11 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise GenerationError(f"{path} cannot be read ({error.strerror}); is {folder} a generation?") from error
     manifest = Manifest.from_bytes(text, name=str(path))
-    if set(manifest.files) - set(layout.SCORER_FILES) != set(layout.DTYPES):
+    arrays = set(manifest.files) - set(layout.SCORER_FILES)
+    if arrays not in (set(layout.DTYPES), {*layout.DTYPES, *layout.VIEW_DTYPES}):
         raise GenerationError(
-            f"{path} lists {sorted(manifest.files)}, expected {sorted(layout.DTYPES)}; build it again"
+            f"{path} lists {sorted(manifest.files)}, expected {sorted(layout.DTYPES)}, with views "
+            f"{sorted(layout.VIEW_DTYPES)} besides; build it again"
         )
     return manifest
 
@@ -91,14 +94,16 @@ class Generation:
         self.folder = folder
         self.manifest = manifest
         self.parts = Parts.of(manifest.term_params)
-        self._arrays = {name: self._map(name) for name in layout.DTYPES}
+        dtypes = {**layout.DTYPES, **layout.VIEW_DTYPES}
+        self._arrays = {name: self._map(name, dtype) for name, dtype in dtypes.items() if name in manifest.files}
+        self.views = self._views()
         self._check_counts()
         self.sketches: NDArray[np.uint64] = self._arrays[layout.SKETCHES].reshape(-1, layout.WORDS_PER_SKETCH)
         self.coarse_centroids: NDArray[np.float32] = self._arrays[layout.CENTROIDS].reshape(-1, manifest.dim)
 
     @property
     def all_codes(self) -> NDArray[np.int8]:
-        """The codes of every doc, `(num_docs, dim)` int8; a row of zeros where an image could not be embedded."""
+        """The codes of every doc, then of every view, `(n, dim)` int8; zeros where an image could not be embedded."""
         codes: NDArray[np.int8] = self._arrays[layout.CODES].reshape(-1, self.manifest.dim)
         return codes
 
@@ -176,8 +181,18 @@ class Generation:
             )
         return docs
 
-    def _map(self, name: str) -> NDArray[Any]:
-        path, dtype = self.folder / name, layout.DTYPES[name]
+    def _views(self) -> Views:
+        margins = self._arrays.get(layout.VIEW_MARGINS, np.empty(0, np.float32)).copy()
+        owners = self._arrays.get(layout.VIEW_OWNERS, np.empty(0, np.uint32))
+        if owners.size and int(owners.max()) >= self.manifest.num_docs:
+            raise GenerationError(
+                f"{self.folder / layout.VIEW_OWNERS} names doc {int(owners.max())} of {self.manifest.num_docs}; "
+                "it belongs to another generation, build the index again"
+            )
+        return Views(self.manifest.num_docs, owners.size, margins, lambda places: owners[places].astype(np.int64))
+
+    def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        path = self.folder / name
         entry = self.manifest.files[name]
         _check_size(path, entry)
         if entry.size_bytes % dtype.itemsize:
@@ -192,8 +207,8 @@ class Generation:
         """Every array has the length that the manifest's counts ask for."""
         manifest, parts = self.manifest, self.parts
         expected = {
-            layout.CODES: manifest.num_docs * manifest.dim,
-            layout.SKETCHES: manifest.num_docs * layout.WORDS_PER_SKETCH,
+            layout.CODES: self.views.num_rows * manifest.dim,
+            layout.SKETCHES: self.views.num_rows * layout.WORDS_PER_SKETCH,
             layout.POSTING_OFFSETS: parts.num_parts * (parts.buckets_per_part + 1),
             layout.PART_STARTS: parts.num_parts + 1,
             layout.IMAGE_ID_STARTS: manifest.num_docs + 1,

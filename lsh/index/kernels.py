@@ -28,7 +28,7 @@ class Lists(NamedTuple):
     offsets: NDArray[np.uint32]
     postings: NDArray[np.uint8]
     bits_per_part: int
-    num_docs: int
+    num_rows: int
 
 
 class Scratch(NamedTuple):
@@ -83,7 +83,7 @@ def _read_lists(lists: Lists, scratch: Scratch, max_postings: int, sketches: NDA
                 if byte < 0x80 or position >= end or bits > 28:
                     break
             doc += gap
-            if doc >= lists.num_docs:
+            if doc >= lists.num_rows:
                 break
             prefetch(words, doc * sketches.shape[1])
             scratch.docs[num_read] = doc
@@ -132,7 +132,7 @@ def keep_near(
     excluded: NDArray[np.bool_],
     max_distance: int,
 ) -> int:
-    """Moves the docs whose sketch is near to the front; returns how many they are."""
+    """Moves the docs whose sketch is near to the front; returns how many they are. Rows behind `excluded` stay."""
     num_near = 0
     for i in range(num_found):
         doc = scratch.docs[i]
@@ -142,7 +142,7 @@ def keep_near(
         # Storing first and counting after keeps the loop free of a branch that nobody can predict.
         scratch.docs[num_near] = doc
         scratch.counts[num_near] = scratch.counts[i]
-        num_near += int(distance) <= max_distance and not (excluded.size > 0 and excluded[doc])
+        num_near += int(distance) <= max_distance and not (doc < excluded.size and excluded[doc])
     return num_near
 
 

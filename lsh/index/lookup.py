@@ -41,7 +41,7 @@ class HashTables:
             offsets=generation.array(layout.POSTING_OFFSETS),
             postings=generation.array(layout.POSTINGS),
             bits_per_part=generation.parts.bits_per_part,
-            num_docs=manifest.num_docs,
+            num_rows=generation.views.num_rows,
         )
 
     def lookup(
@@ -54,11 +54,13 @@ class HashTables:
     ) -> Found:
         """The `k` most similar docs of each row of `embeddings` `(n, dim)` float32, of cosine `min_similarity` or more.
 
-        `excluded` `(num_docs,)` bool hides docs. The cosine is that of the int8 codes. Raises ParameterError for k
+        `excluded` `(num_docs,)` bool hides docs. The cosine is that of the int8 codes; where the generation has views,
+        that of the image or of its best view, less the view's margin. Raises ParameterError for k
         outside 1..1,024, a similarity outside -1..1, another shape, NaN or infinity.
         """
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
-        found = nothing_found(rows.shape[0], k)
+        views = self.generation.views
+        found = nothing_found(rows.shape[0], views.rows_for(k))
         with self._plan.scratch() as (probe_scratch, query_scratch):
             _lookup_rows(
                 rows,
@@ -78,7 +80,7 @@ class HashTables:
                 found.shared_terms,
                 found.num_candidates,
             )
-        return found
+        return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def brute_force_lookup(
         self,
@@ -90,8 +92,9 @@ class HashTables:
     ) -> Found:
         """The slow twin of `lookup`: the same steps over Python lists, one query at a time."""
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
-        found = nothing_found(rows.shape[0], k)
-        manifest = self.generation.manifest
+        manifest, views = self.generation.manifest, self.generation.views
+        num_rows = views.rows_for(k)
+        found = nothing_found(rows.shape[0], num_rows)
         query_sketches = long_sketches(rows, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed)
         query_codes = quantize(rows)
         for row, terms in enumerate(probes(rows, manifest.term_params, manifest.num_probes).tolist()):
@@ -110,15 +113,15 @@ class HashTables:
                     (a ^ b).bit_count() for a, b in zip(self._sketch(doc), query_sketches[row].tolist(), strict=True)
                 )
                 <= max_sketch_distance(min_similarity)
-                and not (excluded is not None and excluded[doc])
+                and not (excluded is not None and doc < manifest.num_docs and excluded[doc])
             ]
             docs = np.array(candidates, dtype=np.int64)
             cosines = pair_cosines(query_codes, self.generation.all_codes, np.full(docs.size, row), docs)
-            best = [i for i in np.lexsort((docs, -cosines)) if cosines[i] >= np.float32(min_similarity)][:k]
+            best = [i for i in np.lexsort((docs, -cosines)) if cosines[i] >= np.float32(min_similarity)][:num_rows]
             found.docs[row, : len(best)] = docs[best]
             found.similarities[row, : len(best)] = cosines[best]
             found.shared_terms[row, : len(best)] = [shared[doc] for doc in docs[best].tolist()]
-        return found
+        return views.brute_force_best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def posting_list(self, term: int) -> NDArray[np.int64]:
         """The docs of one bucket, ascending, checked; raises FormatError for damaged bytes."""

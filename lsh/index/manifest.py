@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lsh.errors import GenerationError, LshError
+from lsh.index import layout
 from lsh.terms import TermParams
 
 FORMAT_VERSION = 2
@@ -48,6 +49,15 @@ class Manifest:
     term_params: TermParams
     num_probes: int
     files: Mapping[str, FileEntry]
+
+    @property
+    def num_views(self) -> int:
+        """Views of images in the hash tables, 0 in a generation of whole images."""
+        num_owners, views_of_each = (
+            self.files[name].size_bytes // dtype.itemsize if name in self.files else 0
+            for name, dtype in layout.VIEW_DTYPES.items()
+        )
+        return num_owners * views_of_each
 
     @property
     def generation_id(self) -> str:

@@ -30,14 +30,16 @@ class Found:
     """The best docs of each of `n` queries.
 
     `docs` `(n, k)` int64, -1 where there are fewer; `similarities` `(n, k)` float32 descending, on a tie the lower doc
-    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc; `num_candidates` `(n,)` int64, distinct
-    docs that the probes hold.
+    first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc, or its view where `are_by_view` `(n, k)`
+    bool: then the similarity is the view's, less its margin; `num_candidates` `(n,)` int64, distinct docs and views
+    that the probes hold.
     """
 
     docs: NDArray[np.int64]
     similarities: NDArray[np.float32]
     shared_terms: NDArray[np.int32]
     num_candidates: NDArray[np.int64]
+    are_by_view: NDArray[np.bool_]
 
 
 class QueryPlan:
@@ -113,4 +115,5 @@ def nothing_found(num_queries: int, k: int) -> Found:
         similarities=np.zeros((num_queries, k), dtype=np.float32),
         shared_terms=np.zeros((num_queries, k), dtype=np.int32),
         num_candidates=np.zeros(num_queries, dtype=np.int64),
+        are_by_view=np.zeros((num_queries, k), dtype=np.bool_),
     )

@@ -16,12 +16,14 @@ from lsh.index.lookup import HashTables
 from lsh.index.manifest import Manifest
 from lsh.index.publishing import ListedGeneration
 from lsh.index.queries import Found
+from lsh.index.views import Views
 
 
 class OpenGeneration(Protocol):
     """An open generation; see `lsh.index.generation.Generation`, whose arrays are files."""
 
     manifest: Manifest
+    views: Views
     coarse_centroids: NDArray[np.float32]
     folder: Path
     """Where its scorer's files lie."""

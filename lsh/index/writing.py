@@ -40,6 +40,8 @@ _TERMS_SCRATCH = ".terms"
 class GenerationSpec:
     """What a generation is made for. `num_probes` buckets are visited by a lookup, over all tables.
 
+    `owners` `(m,)`, ascending, are the docs that have views, and `view_margins` what each of a doc's views counts less
+    (`lsh.index.views`).
     `scorer_files` are kept as they are, for who makes scores of the cosines that a lookup finds.
     """
 
@@ -49,14 +51,38 @@ class GenerationSpec:
     embedder_digest: str
     min_score: float
     scorer_files: Mapping[str, bytes] = field(default_factory=dict)
+    owners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    view_margins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not set(self.scorer_files) <= set(layout.SCORER_FILES):
             raise ParameterError(f"scorer_files {sorted(self.scorer_files)} are none of {layout.SCORER_FILES}")
         if not 1 <= self.num_docs <= layout.MAX_DOCS:
             raise ParameterError(f"num_docs={self.num_docs} is out of range 1..{layout.MAX_DOCS} of one generation")
+        if self.num_rows > layout.MAX_DOCS:
+            raise ParameterError(
+                f"{self.num_docs} images and {self.num_rows - self.num_docs} views are more than the {layout.MAX_DOCS} "
+                "rows of one generation; build it without views"
+            )
+        if np.any(np.diff(self.owners, prepend=-1) <= 0) or np.any(self.owners >= self.num_docs):
+            raise ParameterError(f"owners of views must be ascending docs in 0..{self.num_docs - 1}; sort them first")
         Parts.of(self.term_params)
         probe_plan(self.term_params, self.num_probes)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the tables: images, and behind them the views of the owners in turn."""
+        return self.num_docs + self.owners.size * len(self.view_margins)
+
+    def view_rows(self, owners: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows `(m,)` of views by the doc and the place among its views; raises ParameterError for other docs."""
+        places = np.minimum(np.searchsorted(self.owners, owners), self.owners.size - 1)
+        if not np.array_equal(self.owners[places], owners):
+            raise ParameterError(
+                "views are given of docs that are none of the owners; give the spec all that have some"
+            )
+        rows: NDArray[np.int64] = self.num_docs + places * len(self.view_margins) + views
+        return rows
 
 
 class GenerationWriter:
@@ -67,19 +93,22 @@ class GenerationWriter:
         self.spec = spec
         self._hasher = TermHasher(spec.term_params)
         self._parts = Parts.of(spec.term_params)
-        num_docs, dim = spec.num_docs, spec.term_params.dim
-        self._codes = self._create(layout.CODES, (num_docs, dim))
-        self._sketches = self._create(layout.SKETCHES, (num_docs, layout.WORDS_PER_SKETCH))
+        num_rows, dim = spec.num_rows, spec.term_params.dim
+        self._codes = self._create(layout.CODES, (num_rows, dim))
+        self._sketches = self._create(layout.SKETCHES, (num_rows, layout.WORDS_PER_SKETCH))
         self._terms: NDArray[np.uint32] = _map_new(
-            folder / _TERMS_SCRATCH, np.dtype("<u4"), (spec.term_params.num_tables, num_docs)
+            folder / _TERMS_SCRATCH, np.dtype("<u4"), (spec.term_params.num_tables, num_rows)
         )
-        self._is_hashed = np.zeros(num_docs, dtype=np.bool_)
+        self._is_hashed = np.zeros(num_rows, dtype=np.bool_)
         self._num_clusters: int | None = None
         self._has_image_ids = False
 
     def add_embeddings(self, docs: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
-        """Codes, sketches and terms of `embeddings` `(m, dim)`, unit rows, for `docs` `(m,)`; each doc once."""
-        self._check_docs(docs)
+        """Codes, sketches and terms of `embeddings` `(m, dim)`, unit rows, for `docs` `(m,)`; each doc once.
+
+        Views are given like docs, by their rows.
+        """
+        self._check_docs(docs, end=self.spec.num_rows)
         self._codes[docs] = quantize(embeddings)
         self._sketches[docs] = long_sketches(
             embeddings, num_words=layout.WORDS_PER_SKETCH, seed=self.spec.term_params.seed
@@ -148,7 +177,13 @@ class GenerationWriter:
         if self._num_clusters is None or not self._has_image_ids:
             raise ParameterError("image ids and clusters were not written; call write_image_ids and write_clusters")
         num_postings = self._write_postings()
-        self._write(layout.CENTROIDS, train_centroids(self._codes, np.flatnonzero(self._is_hashed)))
+        images = np.flatnonzero(self._is_hashed[: self.spec.num_docs])
+        self._write(layout.CENTROIDS, train_centroids(self._codes, images))
+        arrays = [*layout.DTYPES, *self.spec.scorer_files]
+        if self.spec.owners.size:
+            self._write(layout.VIEW_OWNERS, self.spec.owners)
+            self._write(layout.VIEW_MARGINS, np.array(self.spec.view_margins))
+            arrays += layout.VIEW_DTYPES
         for array in (self._codes, self._sketches):
             array.flush()
         (self.folder / _TERMS_SCRATCH).unlink()
@@ -158,7 +193,7 @@ class GenerationWriter:
             format_version=FORMAT_VERSION,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             num_docs=self.spec.num_docs,
-            num_hashed=int(self._is_hashed.sum()),
+            num_hashed=images.size,
             num_postings=num_postings,
             num_clusters=self._num_clusters,
             dim=self.spec.term_params.dim,
@@ -166,7 +201,7 @@ class GenerationWriter:
             min_score=self.spec.min_score,
             term_params=self.spec.term_params,
             num_probes=self.spec.num_probes,
-            files={name: self._synced_entry(name) for name in sorted([*layout.DTYPES, *self.spec.scorer_files])},
+            files={name: self._synced_entry(name) for name in sorted(arrays)},
         )
         with (self.folder / MANIFEST_NAME).open("wb") as file:
             file.write(manifest.to_bytes())
@@ -202,7 +237,7 @@ class GenerationWriter:
         return _map_new(self.folder / name, layout.DTYPES[name], shape)
 
     def _write(self, name: str, values: NDArray[Any]) -> None:
-        values.astype(layout.DTYPES[name]).tofile(self.folder / name)
+        values.astype({**layout.DTYPES, **layout.VIEW_DTYPES}[name]).tofile(self.folder / name)
 
     def _synced_entry(self, name: str) -> FileEntry:
         path = self.folder / name
@@ -210,11 +245,10 @@ class GenerationWriter:
             os.fsync(file.fileno())
         return FileEntry(path.stat().st_size, file_sha256(path))
 
-    def _check_docs(self, docs: NDArray[np.int64]) -> None:
-        if docs.size and not 0 <= int(docs.min()) <= int(docs.max()) < self.spec.num_docs:
-            raise ParameterError(
-                f"docs hold {int(docs.min())}..{int(docs.max())}, out of range 0..{self.spec.num_docs - 1}"
-            )
+    def _check_docs(self, docs: NDArray[np.int64], *, end: int | None = None) -> None:
+        end = end or self.spec.num_docs
+        if docs.size and not 0 <= int(docs.min()) <= int(docs.max()) < end:
+            raise ParameterError(f"docs hold {int(docs.min())}..{int(docs.max())}, out of range 0..{end - 1}")
 
 
 def _map_new(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:

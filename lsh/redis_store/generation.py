@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lsh.errors import ParameterError
 from lsh.index import layout
+from lsh.index.views import Views
 from lsh.redis_store.connection import Servers
 from lsh.redis_store.keys import HASHED_IDS, NAMES, NAMES_PER_PAGE, StoredGeneration, flat_pages, num_name_pages
 from lsh.redis_store.pages import HASHED_ID, hash_of, unpack_names
@@ -36,6 +37,7 @@ class RedisGeneration:
         self.pages = Pages(servers, stored)
         centroids = np.frombuffer(self.pages.whole(layout.CENTROIDS), dtype="<f4")
         self.coarse_centroids: NDArray[np.float32] = centroids.reshape(-1, self.manifest.dim)
+        self.views = self._views()
         self.folder = Path(tempfile.mkdtemp(prefix="neardup-scorer-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         for name in layout.SCORER_FILES:
@@ -103,6 +105,17 @@ class RedisGeneration:
             return np.full(min(1, max(0, 1 - offset)), canonical, dtype=np.int64)
         rows = np.arange(min(start + offset, end), min(start + offset + limit, end))
         return self.pages.rows(layout.CLUSTER_MEMBERS, rows).view("<u4").ravel().astype(np.int64)
+
+    def _views(self) -> Views:
+        if layout.VIEW_OWNERS not in self.manifest.files:
+            return Views(self.manifest.num_docs, 0, np.empty(0, np.float32), self._owners)
+        margins = np.frombuffer(self.pages.whole(layout.VIEW_MARGINS), dtype="<f4").copy()
+        num_owners = self.manifest.files[layout.VIEW_OWNERS].size_bytes // 4
+        return Views(self.manifest.num_docs, num_owners, margins, self._owners)
+
+    def _owners(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        distinct, place = np.unique(places, return_inverse=True)
+        return self.pages.rows(layout.VIEW_OWNERS, distinct).view("<u4").ravel().astype(np.int64)[place]
 
     def _cluster(self, canonical: int) -> tuple[int, int]:
         """Where the members of `canonical` start and end; an empty range when it has none but itself."""

@@ -59,7 +59,8 @@ class RedisHashTables:
     ) -> Found:
         """As `lsh.index.lookup.HashTables.lookup`, with equal answers."""
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
-        found = nothing_found(rows.shape[0], k)
+        views = self.generation.views
+        found = nothing_found(rows.shape[0], views.rows_for(k))
         with self._plan.scratch() as (probe_scratch, scratch):
             terms = np.empty((rows.shape[0], self._plan.probes.num_probes), dtype=np.uint64)
             probe_rows(rows, self._plan.probes, probe_scratch, terms)
@@ -79,7 +80,7 @@ class RedisHashTables:
                 found.similarities,
                 found.shared_terms,
             )
-        return found
+        return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def _candidates(self, terms: NDArray[np.uint64], scratch: Scratch) -> _Candidates:
         """The distinct docs in the lists of each query's probes `(n, num_probes)`."""
@@ -97,7 +98,7 @@ class RedisHashTables:
             offsets=np.empty(0, dtype=np.uint32),
             postings=data,
             bits_per_part=self._bits_per_part,
-            num_docs=self.generation.manifest.num_docs,
+            num_rows=self.generation.views.num_rows,
         )
         shape = terms.shape
         return _Candidates(
@@ -151,7 +152,7 @@ class RedisHashTables:
             rows,
             candidates._replace(docs=place.astype(np.int64)),
             self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH),
-            is_excluded if excluded is None else is_excluded[docs],
+            is_excluded if excluded is None else np.append(is_excluded, False)[np.minimum(docs, is_excluded.size)],
             max_distance,
             self._plan.sketch_signs,
             scratch,
@@ -163,7 +164,7 @@ class RedisHashTables:
         return size_bytes <= self._pages.servers.url.kept_mib << 20
 
     def _read_sketches(self) -> NDArray[np.uint64]:
-        sketches = np.empty((self.generation.manifest.num_docs, layout.WORDS_PER_SKETCH), dtype=np.uint64)
+        sketches = np.empty((self.generation.views.num_rows, layout.WORDS_PER_SKETCH), dtype=np.uint64)
         for start in range(0, len(sketches), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(sketches)))
             sketches[start : start + _ROWS_AT_ONCE] = self._pages.rows(layout.SKETCHES, rows).view("<u8")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batch_jobs import schemas
+from batch_jobs.build_index import build_index, index_folder
 from batch_jobs.compare_views import view_edges
 from batch_jobs.decisions import Decisions
 from batch_jobs.embed_images import EmbedTask
@@ -28,11 +29,15 @@ from batch_jobs.pipeline import Run, run_pipeline
 from batch_jobs.run_records import find_record
 from batch_jobs.run_tables import RunTables, whole_of
 from batch_jobs.settings import RunSettings
+from batch_jobs.workspace import Workspace
 from embed.decoding import ImageLimits
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import load_pair_scorer
 from embed.views import NUM_VIEWS, VIEW_MARGINS
-from lsh.codes import pair_cosines, quantize
+from lsh.codes import pair_cosines, quantize, unit_rows
+from lsh.index.generation import open_generation
+from lsh.index.lookup import HashTables
+from lsh.index.publishing import generation_folder
 from tests.photos import synthetic_photo
 
 if TYPE_CHECKING:
@@ -223,6 +228,27 @@ def test_a_match_by_a_view_is_explained(thorough_run: Run, settings: RunSettings
     assert found.view_similarity > found.similarity
 
 
+def found_by(
+    workspace: Path, image_ids: list[str], *, min_similarity: float, with_views: bool = True
+) -> dict[str, dict[str, tuple[float, bool]]]:
+    """What lookups of known images find in an index of a workspace: similarity, and whether by a view."""
+    with Workspace(workspace) as opened:
+        manifest = build_index(opened, with_views=with_views)
+    generation = open_generation(generation_folder(index_folder(workspace), manifest.generation_id))
+    docs = generation.docs_of(image_ids)
+    found = HashTables(generation).lookup(unit_rows(generation.codes(docs)), k=50, min_similarity=min_similarity)
+    return {
+        image_id: {
+            generation.image_ids(row[place : place + 1])[0]: (float(similarity), bool(by_view))
+            for place, (similarity, by_view) in enumerate(zip(similarities, are_by_view, strict=True))
+            if row[place] >= 0
+        }
+        for image_id, row, similarities, are_by_view in zip(
+            image_ids, found.docs, found.similarities, found.are_by_view, strict=True
+        )
+    }
+
+
 def all_matches(workspace: Path, run_id: str) -> set[tuple[frozenset[str], float]]:
     """Pairs of images that are there and their scores, by whole images and by views."""
     whole = whole_of(workspace, find_record(workspace, run_id))
@@ -261,8 +287,42 @@ def test_nights_with_views_find_the_matches_of_one_run(
     assert first.as_json()["view_matches"] > 0
     assert second.as_json()["view_matches"] > 0
     assert all_matches(nightly.workspace, second.night.run_id) == all_matches(settings.workspace, thorough_run.run_id)
+    image_ids = [path.name for path in photos.iterdir()]
+    of_night, of_run = (found_by(one.workspace, image_ids, min_similarity=0.85) for one in (nightly, settings))
+    assert of_night == of_run
     with pytest.raises(WorkspaceError, match=r"other settings \(thorough: \w+ there, None now\)"):
         run_nightly(replace(nightly, thorough=False), NightOptions())
+
+
+@pytest.mark.spark
+@pytest.mark.tensorflow
+def test_the_index_of_a_thorough_run_finds_parts_by_views(thorough_run: Run, settings: RunSettings) -> None:
+    """Each match that a view of the known image made in the run is found by a lookup; without views none is."""
+    docs, codes = vectors(thorough_run, "embed", "embeddings")
+    _, views = vectors(thorough_run, "views", "views")
+    names = {row["doc"]: row["image_id"] for row in rows(thorough_run, "catalogue", "catalogue")}
+    image_ids = [names[doc] for doc in docs.tolist()]
+    lowest = thorough_run.model.scorer.lowest_similarity(thorough_run.model.min_score)
+    found = found_by(settings.workspace, image_ids, min_similarity=lowest)
+    whole = found_by(settings.workspace, image_ids, min_similarity=lowest, with_views=False)
+
+    num_by_view = 0
+    for query, image_id in enumerate(image_ids):
+        for known, known_id in enumerate(image_ids):
+            if query == known:
+                continue
+            row = np.zeros(NUM_VIEWS, np.int64)
+            by_view = pair_cosines(
+                codes[[query]], views[known * NUM_VIEWS : (known + 1) * NUM_VIEWS], row, np.arange(NUM_VIEWS)
+            ) - np.array(VIEW_MARGINS, np.float32)
+            whole_similarity = pair_cosines(codes[[query]], codes[[known]], row[:1], row[:1])[0]
+            is_by_view = bool(by_view.max() > whole_similarity)
+            similarity = max(float(by_view.max()), float(whole_similarity))
+            is_match = similarity >= np.float32(lowest)
+            assert found[image_id].get(known_id) == ((similarity, is_by_view) if is_match else None)
+            assert (known_id in whole[image_id]) == (whole_similarity >= np.float32(lowest))
+            num_by_view += int(is_match and is_by_view)
+    assert num_by_view > 10
 
 
 @pytest.mark.tensorflow

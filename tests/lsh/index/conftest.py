@@ -57,9 +57,27 @@ def make_corpus(num_docs: int = NUM_DOCS, *, seed: int = 0) -> Corpus:
     )
 
 
+OWNERS = np.arange(5, 300, 7)
+VIEW_MARGINS = (0.0, 0.02, 0.05)
+
+
+def views_of(corpus: Corpus) -> NDArray[np.float32]:
+    """`(owners, views, dim)` unit rows: the image and some of a stranger, less of it from view to view."""
+    strangers = corpus.embeddings[(OWNERS * 31 + 300) % 600]
+    shares = np.array([0.5, 0.8, 1.1])[:, None]
+    return np.stack([unit(corpus.embeddings[o] + shares * s) for o, s in zip(OWNERS, strangers, strict=True)])
+
+
 def write_generation(
-    folder: Path, corpus: Corpus, *, num_probes: int = 64, batch_size: int = 100, num_tables: int = 16
+    folder: Path,
+    corpus: Corpus,
+    *,
+    num_probes: int = 64,
+    batch_size: int = 100,
+    num_tables: int = 16,
+    with_views: bool = False,
 ) -> Path:
+    """The corpus as a generation, with the views of `OWNERS` where asked."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = GenerationSpec(
         num_docs=len(corpus.embeddings),
@@ -67,11 +85,15 @@ def write_generation(
         num_probes=num_probes,
         embedder_digest="0" * 64,
         min_score=0.8,
+        owners=OWNERS if with_views else np.empty(0, np.int64),
+        view_margins=VIEW_MARGINS if with_views else (),
     )
     writer = GenerationWriter(folder, spec)
     for start in range(0, corpus.embedded.size, batch_size):
         docs = corpus.embedded[start : start + batch_size]
         writer.add_embeddings(docs, corpus.embeddings[docs])
+    for view, rows in enumerate(views_of(corpus).swapaxes(0, 1) if with_views else ()):
+        writer.add_embeddings(spec.view_rows(OWNERS, np.full(OWNERS.size, view)), rows)
     writer.share_codes(corpus.copies, corpus.originals)
     writer.write_image_ids(corpus.image_ids)
     writer.write_clusters(corpus.members, corpus.canonicals)

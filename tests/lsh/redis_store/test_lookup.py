@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,12 @@ from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.redis_store import keys
 from lsh.redis_store.publishing import RedisStore
 from lsh.redis_store.url import StoreUrl
-from tests.lsh.index.conftest import Corpus, unit
+from tests.lsh.index.conftest import Corpus, unit, views_of, write_generation
 
 
 def assert_equal(one: Found, other: Found) -> None:
-    np.testing.assert_array_equal(one.docs, other.docs)
-    np.testing.assert_array_equal(one.similarities, other.similarities)
-    np.testing.assert_array_equal(one.shared_terms, other.shared_terms)
-    np.testing.assert_array_equal(one.num_candidates, other.num_candidates)
+    for field in fields(Found):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
 
 
 def queries_near(corpus: Corpus, num: int, *, seed: int = 5) -> NDArray[np.float32]:
@@ -59,6 +58,26 @@ def test_answers_are_those_of_the_mapped_tables(
         ours.lookup(queries[:3], k=5, min_similarity=0.5),
         mapped.brute_force_lookup(queries[:3], k=5, min_similarity=0.5),
     )
+    opened.close()
+
+
+@pytest.mark.parametrize("kept_mib", [0, 1])
+def test_views_are_found_as_in_the_mapped_tables(
+    store: RedisStore, corpus: Corpus, tmp_path: Path, *, kept_mib: int
+) -> None:
+    """Exported with its views, and verified, a generation answers as its files do."""
+    generation = open_generation(write_generation(tmp_path / "views", corpus, num_tables=4, with_views=True))
+    store.export(generation, num_partitions=3)
+    store.verify(generation.manifest.generation_id)
+    opened = RedisStore(StoreUrl(str(store.url) + f"&kept_mib={kept_mib}"))
+    ours, mapped = opened.open(generation.manifest.generation_id), HashTables(generation)
+    queries = views_of(corpus)[:, 1]
+    excluded = np.random.default_rng(1).random(generation.manifest.num_docs) < 0.3
+
+    for hidden in (None, excluded):
+        expected = mapped.lookup(queries, k=7, min_similarity=0.5, excluded=hidden)
+        assert expected.are_by_view.any()
+        assert_equal(ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden), expected)
     opened.close()
 
 
