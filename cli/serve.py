@@ -63,6 +63,9 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--embedding-only", is_flag=True, help="Take embeddings, no images; TensorFlow is not loaded.")
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
 @dtype_option
+@click.option(
+    "--thorough", is_flag=True, help="Look images up with views of them, too: captioned, framed, darker copies."
+)
 @click.option("--max-mib", type=click.IntRange(1, 1024), default=32, show_default=True, help="Largest image file.")
 @click.option("--max-megapixels", type=click.IntRange(1, 178), default=50, show_default=True, help="Largest image.")
 @click.option("--decoders", type=click.IntRange(1, 256), default=2, show_default=True, help="Decoder processes.")
@@ -92,6 +95,7 @@ def command(
     embedding_only: bool,
     embedder: str,
     dtype: str,
+    thorough: bool,
     max_mib: int,
     max_megapixels: int,
     decoders: int,
@@ -125,6 +129,7 @@ def command(
         tokens=tokens,
         embedder=None if embedding_only else embedder,
         dtype=dtype,
+        thorough=thorough,
         metrics_listen=metrics,
         traces=traces,
         limits=Limits(lookup_threads=lookup_threads, max_calls=max_calls),

@@ -110,12 +110,11 @@ class ViewEmbedder:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sides of the squares that `squares` makes of an image."""
-        return view_sizes(self.spec)
+        return view_sizes(self.spec.size)
 
     def squares(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """`(h, w, 3)` uint8 RGB as the squares that `embed` takes of an image: one a zoom, one a version."""
-        zoomed = [to_square(pixels, size) for size in self.sizes[: len(ZOOMS)]]
-        return [*zoomed, *(version(pixels, self.spec.size) for version in VERSIONS)]
+        """`(h, w, 3)` uint8 RGB as the squares that `embed` takes of an image."""
+        return view_squares(pixels, self.spec.size)
 
     def embed(self, squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """The `(n, size, size, 3)` uint8 squares of each of `sizes` -> `(n, NUM_VIEWS, dim)` float32 unit rows."""
@@ -127,9 +126,15 @@ class ViewEmbedder:
         return np.concatenate(made, axis=1)
 
 
-def view_sizes(spec: EmbedderSpec) -> tuple[int, ...]:
-    """The sides of the squares that an embedder's views are made of, in pixels: one a zoom, one a version."""
-    return (*(round(zoom.factor * spec.size) for zoom in ZOOMS), *(spec.size for _ in VERSIONS))
+def view_sizes(size: int) -> tuple[int, ...]:
+    """The sides of the squares that views are made of, in pixels, for a network that takes `size`."""
+    return (*(round(zoom.factor * size) for zoom in ZOOMS), *(size for _ in VERSIONS))
+
+
+def view_squares(pixels: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
+    """`(h, w, 3)` uint8 RGB as the squares of `view_sizes`: one a zoom, one a version."""
+    zoomed = [to_square(pixels, side) for side in view_sizes(size)[: len(ZOOMS)]]
+    return [*zoomed, *(version(pixels, size) for version in VERSIONS)]
 
 
 def load_view_embedder(
@@ -147,7 +152,7 @@ def load_view_embedder(
 
     zoomed = [
         inference_network(spec, dtype=dtype, size=size, rearrange=partial(regional, share=zoom.share, grid=zoom.grid))
-        for zoom, size in zip(ZOOMS, view_sizes(spec)[: len(ZOOMS)], strict=True)
+        for zoom, size in zip(ZOOMS, view_sizes(spec.size)[: len(ZOOMS)], strict=True)
     ]
     whole = inference_network(spec, dtype=dtype)
     return ViewEmbedder(spec, [*zoomed, *(whole for _ in VERSIONS)], batch_size=batch_size)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.decoding import ImageLimits, ImageRejected, RejectReason
-from service.decode_worker import ANSWER, PIXELS, REQUEST
+from service.decode_worker import ANSWER, PIXELS, REQUEST, square_sizes
 from service.errors import Overloaded, SettingsError
 
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "HOME")
@@ -39,15 +39,16 @@ class DecodingLimits:
 class DecodingPool:
     """A fixed number of decoder processes. Belongs to one event loop."""
 
-    def __init__(self, *, size: int, limits: DecodingLimits) -> None:
+    def __init__(self, *, size: int, limits: DecodingLimits, with_views: bool = False) -> None:
         self.num_restarts = 0
         self._size = size
+        self._with_views = with_views
         self._limits = limits
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._processes: set[asyncio.subprocess.Process] = set()
         self._num_waiting = 0
         self._waiting_bytes = 0
-        self._jobs: set[asyncio.Task[NDArray[np.uint8]]] = set()
+        self._jobs: set[asyncio.Task[list[NDArray[np.uint8]]]] = set()
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -67,8 +68,11 @@ class DecodingPool:
             except ImageRejected:
                 self._idle.put_nowait(process)
 
-    async def decode(self, content: bytes) -> NDArray[np.uint8]:
-        """`(size, size, 3)` uint8 RGB of an image file; raises ImageRejected, or Overloaded when too many wait."""
+    async def decode(self, content: bytes) -> list[NDArray[np.uint8]]:
+        """An image file as `(size, size, 3)` uint8 RGB, and as the squares of its views where they are wanted.
+
+        Raises ImageRejected, or Overloaded when too many wait.
+        """
         if self._num_waiting >= self._limits.max_queue or self._waiting_bytes > self._limits.max_queue_bytes:
             raise Overloaded(f"{self._num_waiting} images wait to be decoded already; try again later")
         self._num_waiting += 1
@@ -86,7 +90,7 @@ class DecodingPool:
                 process.kill()
         await asyncio.gather(*(process.wait() for process in self._processes))
 
-    async def _decode(self, content: bytes) -> NDArray[np.uint8]:
+    async def _decode(self, content: bytes) -> list[NDArray[np.uint8]]:
         try:
             process = await self._living_process()
         finally:
@@ -113,7 +117,7 @@ class DecodingPool:
             await self._replace(process)
         return process
 
-    async def _ask(self, process: asyncio.subprocess.Process, content: bytes) -> NDArray[np.uint8]:
+    async def _ask(self, process: asyncio.subprocess.Process, content: bytes) -> list[NDArray[np.uint8]]:
         assert process.stdin is not None  # noqa: S101 - both are pipes
         assert process.stdout is not None  # noqa: S101
         process.stdin.write(REQUEST.pack(len(content)))
@@ -122,7 +126,9 @@ class DecodingPool:
         status, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
         payload = await process.stdout.readexactly(length)
         if status == PIXELS:
-            return np.frombuffer(payload, dtype=np.uint8).reshape(self._size, self._size, 3)
+            sizes = square_sizes(self._size, with_views=self._with_views)
+            parts = np.split(np.frombuffer(payload, dtype=np.uint8), np.cumsum([3 * size**2 for size in sizes])[:-1])
+            return [part.reshape(size, size, 3) for part, size in zip(parts, sizes, strict=True)]
         reason, _, detail = payload.decode().partition("\n")
         raise ImageRejected(RejectReason(reason), detail)
 
@@ -141,7 +147,8 @@ class DecodingPool:
 
     async def _add_process(self) -> None:
         limits = self._limits
-        arguments = (self._size, limits.image.max_bytes, limits.image.max_pixels, limits.memory_bytes)
+        images = limits.image
+        arguments = (self._size, int(self._with_views), images.max_bytes, images.max_pixels, limits.memory_bytes)
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -100,10 +100,18 @@ class Engine:
         """What is being served; keep it for the length of one query."""
         return self._served
 
-    def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float | None) -> tuple[str, list[Answer]]:
-        """The generation's id and the matches of each of `(n, dim)` float32 unit rows."""
+    def lookup(
+        self,
+        embeddings: NDArray[np.float32],
+        *,
+        k: int,
+        min_score: float | None,
+        views: NDArray[np.float32] | None = None,
+    ) -> tuple[str, list[Answer]]:
+        """The generation's id and the matches of each of `(n, dim)` float32 unit rows; `views` as `Served.lookup`."""
         served = self._served
-        return served.generation_id, served.lookup(embeddings, k=k, min_score=_or_default(min_score, served))
+        answers = served.lookup(embeddings, k=k, min_score=_or_default(min_score, served), views=views)
+        return served.generation_id, answers
 
     def lookup_known(self, image_id: str, *, k: int, min_score: float | None) -> tuple[str, Answer]:
         """The matches of a known image without itself; raises UnknownImage."""
@@ -115,25 +123,39 @@ class Engine:
         others = tuple(match for match in answer.matches if match.image_id != image_id)[:k]
         return served.generation_id, replace(answer, matches=others)
 
-    def register(self, image_id: str, embedding: NDArray[np.float32]) -> tuple[Registered, Future[None]]:
-        """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image."""
+    def register(
+        self, image_id: str, embedding: NDArray[np.float32], *, views: NDArray[np.float32] | None = None
+    ) -> tuple[Registered, Future[None]]:
+        """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image.
+
+        Its `views` `(NUM_VIEWS, dim)` help to find its canonical, and are not kept.
+        """
         check_image_id(image_id)
 
         def decide(served: Served) -> tuple[Registered, Future[None]]:
             if _is_registered(served, image_id, embedding):
                 known = Registered(served.canonical_of(image_id), was_known=True)
                 return known, self._once_told(lambda: self._served.is_known(image_id))
-            best = served.lookup(embedding[None], k=1, min_score=served.generation.manifest.min_score)[0].matches
+            best = served.lookup(
+                embedding[None], k=1, min_score=served.generation.manifest.min_score, views=_of_one(views)
+            )[0].matches
             canonical_id = best[0].canonical_id if best else image_id
             return Registered(canonical_id, was_known=False), self._add(image_id, embedding, canonical_id)
 
         return self._decide(decide)
 
     def lookup_or_register(
-        self, image_id: str, embedding: NDArray[np.float32], *, k: int, min_score: float | None
+        self,
+        image_id: str,
+        embedding: NDArray[np.float32],
+        *,
+        k: int,
+        min_score: float | None,
+        views: NDArray[np.float32] | None = None,
     ) -> tuple[LookedUpOrRegistered, Future[None]]:
-        """The matches of a `(dim,)` float32 unit row or, without any, its registration; raises ImageIdTaken.
+        """The matches of a `(dim,)` float32 unit row and its `views` or, without any, its registration.
 
+        Raises ImageIdTaken.
         The best match may be an upload that is still being written: then the future waits for it, and fails with it.
         """
         check_image_id(image_id)
@@ -143,7 +165,9 @@ class Engine:
             if _is_registered(served, image_id, embedding):
                 known = LookedUpOrRegistered(Answer((), 0), True, served.canonical_of(image_id), generation_id)
                 return known, self._once_told(lambda: self._served.is_known(image_id))
-            answer = served.lookup(embedding[None], k=k, min_score=_or_default(min_score, served))[0]
+            answer = served.lookup(
+                embedding[None], k=k, min_score=_or_default(min_score, served), views=_of_one(views)
+            )[0]
             if answer.matches:
                 best = answer.matches[0]
                 found = LookedUpOrRegistered(answer, False, best.canonical_id, generation_id)
@@ -357,6 +381,10 @@ def _is_registered(served: Served, image_id: str, embedding: NDArray[np.float32]
     if served.is_same_image(image_id, embedding):
         return True
     raise ImageIdTaken(f"image id {image_id!r} belongs to another image; choose another id, or remove that one first")
+
+
+def _of_one(views: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    return None if views is None else views[None]
 
 
 def _or_default(min_score: float | None, served: Served) -> float:

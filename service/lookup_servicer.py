@@ -19,7 +19,7 @@ from service.batching import Batcher, BatchLimits, run_each
 from service.calls import Call, Calls, check_parsed, status_of
 from service.engine import Engine, check_image_id
 from service.errors import InvalidRequest, NotServed
-from service.image_embedding import ImageEmbedding
+from service.image_embedding import EmbeddedImage, ImageEmbedding
 from service.metrics import Metrics
 from service.served import Answer, Match, Served, Source
 from service.settings import Limits
@@ -36,9 +36,14 @@ _SOURCES: Final = {Source.HASH_TABLES: pb.SOURCE_HASH_TABLES, Source.LIVE: pb.SO
 
 @dataclass(frozen=True, slots=True)
 class _Lookup:
-    embedding: NDArray[np.float32]
+    image: EmbeddedImage
     k: int
     min_score: float | None
+
+    @property
+    def kind(self) -> tuple[int, float | None, bool]:
+        """Lookups of one kind are answered together."""
+        return self.k, self.min_score, self.image.views is not None
 
 
 class LookupServicer:
@@ -82,9 +87,9 @@ class LookupServicer:
                     lambda: self._engine.lookup_known(image_id, k=k, min_score=min_score)
                 )
         else:
-            embedding = await self._embedding(query)
+            image = await self._embedded(query)
             with self._metrics.stage("lookup"):
-                generation_id, answer = await self._lookups(_Lookup(embedding, k, min_score))
+                generation_id, answer = await self._lookups(_Lookup(image, k, min_score))
         self._metrics.count_answer(answer)
         return pb.LookupResponse(
             matches=_matches(answer.matches), generation_id=generation_id, num_candidates=answer.num_candidates
@@ -131,16 +136,16 @@ class LookupServicer:
     async def register(self, request: pb.RegisterRequest, _: Call) -> pb.RegisterResponse:
         image_id = request.image_id
         check_image_id(image_id)
-        embedding = await self._embedding(request.query)
-        registered = await self._change(lambda: self._engine.register(image_id, embedding))
+        embedding, views = await self._embedded(request.query)
+        registered = await self._change(lambda: self._engine.register(image_id, embedding, views=views))
         return pb.RegisterResponse(canonical_id=registered.canonical_id, was_known=registered.was_known)
 
     async def lookup_or_register(self, request: pb.LookupOrRegisterRequest, _: Call) -> pb.LookupOrRegisterResponse:
         image_id, k, min_score = request.image_id, self._k(request.k), _min_score(request)
         check_image_id(image_id)
-        embedding = await self._embedding(request.query)
+        embedding, views = await self._embedded(request.query)
         result = await self._change(
-            lambda: self._engine.lookup_or_register(image_id, embedding, k=k, min_score=min_score)
+            lambda: self._engine.lookup_or_register(image_id, embedding, k=k, min_score=min_score, views=views)
         )
         self._metrics.count_answer(result.answer)
         return pb.LookupOrRegisterResponse(
@@ -174,6 +179,7 @@ class LookupServicer:
             num_live=len(served.uploads),
             num_removed=served.uploads.num_removed,
             embedding_only=self._images is None,
+            thorough=self._images is not None and self._images.makes_views,
             uptime_s=monotonic() - self._started,
         )
 
@@ -182,10 +188,11 @@ class LookupServicer:
         self._threads.shutdown(wait=True)
         self._thread_of_changes.shutdown(wait=True)
 
-    async def _embedding(self, query: pb.Query) -> NDArray[np.float32]:
+    async def _embedded(self, query: pb.Query) -> EmbeddedImage:
         kind = query.WhichOneof("of")
         if kind == "embedding":
-            return checked_embedding(query.embedding.float32, dim=self._engine.served.generation.manifest.dim)
+            dim = self._engine.served.generation.manifest.dim
+            return EmbeddedImage(checked_embedding(query.embedding.float32, dim=dim))
         if kind == "image_id":
             raise InvalidRequest("an image is registered by its bytes or its embedding, not by an image_id")
         if kind != "image":
@@ -205,13 +212,15 @@ class LookupServicer:
 
     def _look_up(self, lookups: Sequence[_Lookup]) -> Sequence[tuple[str, Answer] | Exception]:
         """One engine call for all lookups that ask alike."""
-        alike: dict[tuple[int, float | None], list[int]] = {}
+        alike: dict[tuple[int, float | None, bool], list[int]] = {}
         for position, lookup in enumerate(lookups):
-            alike.setdefault((lookup.k, lookup.min_score), []).append(position)
+            alike.setdefault(lookup.kind, []).append(position)
         results: list[tuple[str, Answer] | Exception] = [InvalidRequest("not answered")] * len(lookups)
-        for (k, min_score), positions in alike.items():
-            embeddings = np.array([lookups[position].embedding for position in positions])
-            generation_id, answers = self._engine.lookup(embeddings, k=k, min_score=min_score)
+        for (k, min_score, have_views), positions in alike.items():
+            images = [lookups[position].image for position in positions]
+            embeddings = np.array([image.embedding for image in images])
+            views = np.array([image.views for image in images]) if have_views else None
+            generation_id, answers = self._engine.lookup(embeddings, k=k, min_score=min_score, views=views)
             for position, answer in zip(positions, answers, strict=True):
                 results[position] = (generation_id, answer)
         return results

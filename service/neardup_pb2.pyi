@@ -168,20 +168,22 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("version", "generation", "num_live", "num_removed", "embedding_only", "uptime_s")
+    __slots__ = ("version", "generation", "num_live", "num_removed", "embedding_only", "uptime_s", "thorough")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     NUM_LIVE_FIELD_NUMBER: _ClassVar[int]
     NUM_REMOVED_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_ONLY_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    THOROUGH_FIELD_NUMBER: _ClassVar[int]
     version: str
     generation: Generation
     num_live: int
     num_removed: int
     embedding_only: bool
     uptime_s: float
-    def __init__(self, version: _Optional[str] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., num_live: _Optional[int] = ..., num_removed: _Optional[int] = ..., embedding_only: _Optional[bool] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    thorough: bool
+    def __init__(self, version: _Optional[str] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., num_live: _Optional[int] = ..., num_removed: _Optional[int] = ..., embedding_only: _Optional[bool] = ..., uptime_s: _Optional[float] = ..., thorough: _Optional[bool] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("generation_id", "created_at", "num_docs", "dim", "embedder_digest", "min_score", "num_views")

@@ -7,7 +7,7 @@ and the old one's memory maps are released with its last query.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.pair_scoring import read_pair_scorer
+from embed.views import VIEW_MARGINS
 from lsh.codes import pair_cosines, quantize, unit_rows
 from lsh.index.store import Tables
 from service.uploads import Uploads
@@ -89,25 +90,49 @@ class Served:
         self.uploads = Uploads(generation)
         self.scorer = read_pair_scorer(generation.folder, embedder_digest=generation.manifest.embedder_digest)
 
-    def lookup(self, embeddings: NDArray[np.float32], *, k: int, min_score: float) -> list[Answer]:
-        """The best `k` matches of at least `min_score` for each of `(n, dim)` float32 unit rows."""
-        uploads, scorer = self.uploads, self.scorer
-        excluded = uploads.is_removed if uploads.num_removed else None
-        min_similarity = scorer.lowest_similarity(min_score)
+    def lookup(
+        self,
+        embeddings: NDArray[np.float32],
+        *,
+        k: int,
+        min_score: float,
+        views: NDArray[np.float32] | None = None,
+    ) -> list[Answer]:
+        """The best `k` matches of at least `min_score` for each of `(n, dim)` float32 unit rows.
+
+        With the `views` `(n, NUM_VIEWS, dim)` of the same images each of these is compared with whole images, too.
+        """
+        min_similarity = self.scorer.lowest_similarity(min_score)
         # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
-        num_found = k if scorer.classifier is None else RESCORED_PER_MATCH * k
-        found = self.tables.lookup(embeddings, k=num_found, min_similarity=min_similarity, excluded=excluded)
+        num_found = k if self.scorer.classifier is None else RESCORED_PER_MATCH * k
+        hits, num_candidates = self._found(embeddings, k=num_found, min_similarity=min_similarity)
+        if views is not None:
+            for query, of_query in enumerate(views):
+                found, counts = self._found(of_query, k=num_found, min_similarity=min_similarity, whole_only=True)
+                hits[query] = _best_of_each([*hits[query], *_as_views(found)])
+                num_candidates[query] += sum(counts)
+        answers = []
+        for query, num in enumerate(num_candidates):
+            scored = self._scored(hits[query], embeddings[query : query + 1])
+            answers.append(Answer(tuple(self._matches(_best(scored, k=k, min_score=min_score))), num))
+        return answers
+
+    def _found(
+        self, embeddings: NDArray[np.float32], *, k: int, min_similarity: float, whole_only: bool = False
+    ) -> tuple[list[list[_Hit]], list[int]]:
+        """What is alike each of `(n, dim)` rows in the hash tables and among uploads, and the numbers of candidates."""
+        uploads = self.uploads
+        excluded = uploads.is_removed if uploads.num_removed else None
+        found = self.tables.lookup(
+            embeddings, k=k, min_similarity=min_similarity, excluded=excluded, whole_only=whole_only
+        )
         hits = _hits(Source.HASH_TABLES, found.docs, found.similarities, found.shared_terms, found.are_by_view)
         if len(uploads):
-            live = uploads.index.search(embeddings, k=num_found, min_similarity=min_similarity)
+            live = uploads.index.search(embeddings, k=k, min_similarity=min_similarity)
             nothing = np.zeros(live.rows.shape, np.int32)
             live_hits = _hits(Source.LIVE, live.rows, live.similarities, nothing, nothing.astype(np.bool_))
             hits = [old + new for old, new in zip(hits, live_hits, strict=True)]
-        answers = []
-        for query, num_candidates in enumerate(found.num_candidates.tolist()):
-            scored = self._scored(hits[query], embeddings[query : query + 1])
-            answers.append(Answer(tuple(self._matches(_best(scored, k=k, min_score=min_score))), num_candidates))
-        return answers
+        return hits, found.num_candidates.tolist()
 
     def warm_up(self, *, num_queries: int = 64) -> None:
         """Bring what a first call would wait for into memory: compiled kernels and some pages of the tables."""
@@ -274,6 +299,24 @@ def _hits(
         ]
         for row in zip(places.tolist(), similarities.tolist(), shared_terms.tolist(), are_by_view.tolist(), strict=True)
     ]
+
+
+def _as_views(found: Sequence[Sequence[_Hit]]) -> Iterator[_Hit]:
+    """What was found for each view of a query, less its margin."""
+    for margin, hits in zip(VIEW_MARGINS, found, strict=True):
+        for hit in hits:
+            similarity = hit.similarity - margin
+            yield hit._replace(score=similarity, similarity=similarity, by_view=True)
+
+
+def _best_of_each(hits: Iterable[_Hit]) -> list[_Hit]:
+    """The best hit of every image."""
+    best: dict[tuple[Source, int], _Hit] = {}
+    for hit in hits:
+        before = best.get((hit.source, hit.place))
+        if before is None or hit.similarity > before.similarity:
+            best[hit.source, hit.place] = hit
+    return sorted(best.values(), key=lambda hit: (-hit.similarity, hit.source is Source.LIVE, hit.place))
 
 
 def _best(hits: Iterable[_Hit], *, k: int, min_score: float) -> list[_Hit]:

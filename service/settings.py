@@ -36,6 +36,7 @@ class Limits:
 class ServeSettings:
     """`embedder` None is the embedding-only mode; `certificates` None serves without TLS.
 
+    `thorough` looks images up with their views.
     Generations come from the folder `index`, else from `store`; the upload log is in `store`, else the file `log`.
     """
 
@@ -47,6 +48,7 @@ class ServeSettings:
     tokens: Path | None = None
     embedder: str | None = None
     dtype: str = "float32"
+    thorough: bool = False
     metrics_listen: str | None = None
     traces: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -58,6 +60,8 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if self.store is None and (self.index is None or self.log is None):
             raise SettingsError("there is nothing to serve; give a --workspace, a --store, or both")
+        if self.thorough and self.embedder is None:
+            raise SettingsError("views are made of images, and this server is to take embeddings only; leave one out")
 
     @property
     def max_message_bytes(self) -> int:

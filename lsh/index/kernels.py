@@ -125,14 +125,18 @@ def _first_slot(doc: int, slot_bits: int) -> np.int64:
 
 
 @njit(cache=True, nogil=True)
-def keep_near(
+def keep_near(  # noqa: PLR0917 - numba kernels take their arrays one by one
     scratch: Scratch,
     num_found: int,
     sketches: NDArray[np.uint64],
     excluded: NDArray[np.bool_],
+    end_row: int,
     max_distance: int,
 ) -> int:
-    """Moves the docs whose sketch is near to the front; returns how many they are. Rows behind `excluded` stay."""
+    """Moves the docs whose sketch is near to the front; returns how many they are.
+
+    Rows from `end_row` on and those that are `excluded` are left out.
+    """
     num_near = 0
     for i in range(num_found):
         doc = scratch.docs[i]
@@ -142,7 +146,8 @@ def keep_near(
         # Storing first and counting after keeps the loop free of a branch that nobody can predict.
         scratch.docs[num_near] = doc
         scratch.counts[num_near] = scratch.counts[i]
-        num_near += int(distance) <= max_distance and not (doc < excluded.size and excluded[doc])
+        is_wanted = doc < end_row and not (doc < excluded.size and excluded[doc])
+        num_near += int(distance) <= max_distance and is_wanted
     return num_near
 
 

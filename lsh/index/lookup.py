@@ -51,16 +51,17 @@ class HashTables:
         k: int,
         min_similarity: float,
         excluded: NDArray[np.bool_] | None = None,
+        whole_only: bool = False,
     ) -> Found:
         """The `k` most similar docs of each row of `embeddings` `(n, dim)` float32, of cosine `min_similarity` or more.
 
         `excluded` `(num_docs,)` bool hides docs. The cosine is that of the int8 codes; where the generation has views,
-        that of the image or of its best view, less the view's margin. Raises ParameterError for k
+        that of the image or of its best view, less the view's margin, unless `whole_only`. Raises ParameterError for k
         outside 1..1,024, a similarity outside -1..1, another shape, NaN or infinity.
         """
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         views = self.generation.views
-        found = nothing_found(rows.shape[0], views.rows_for(k))
+        found = nothing_found(rows.shape[0], k if whole_only else views.rows_for(k))
         with self._plan.scratch() as (probe_scratch, query_scratch):
             _lookup_rows(
                 rows,
@@ -73,6 +74,7 @@ class HashTables:
                 self.generation.sketches,
                 self.generation.all_codes,
                 np.empty(0, dtype=np.bool_) if excluded is None else excluded,
+                views.num_docs if whole_only else views.num_rows,
                 np.float32(min_similarity),
                 self._plan.max_postings,
                 found.docs,
@@ -80,6 +82,8 @@ class HashTables:
                 found.shared_terms,
                 found.num_candidates,
             )
+        if whole_only:
+            return found
         return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def brute_force_lookup(
@@ -89,11 +93,12 @@ class HashTables:
         k: int,
         min_similarity: float,
         excluded: NDArray[np.bool_] | None = None,
+        whole_only: bool = False,
     ) -> Found:
         """The slow twin of `lookup`: the same steps over Python lists, one query at a time."""
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         manifest, views = self.generation.manifest, self.generation.views
-        num_rows = views.rows_for(k)
+        num_rows = k if whole_only else views.rows_for(k)
         found = nothing_found(rows.shape[0], num_rows)
         query_sketches = long_sketches(rows, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed)
         query_codes = quantize(rows)
@@ -114,6 +119,7 @@ class HashTables:
                 )
                 <= max_sketch_distance(min_similarity)
                 and not (excluded is not None and doc < manifest.num_docs and excluded[doc])
+                and not (whole_only and doc >= manifest.num_docs)
             ]
             docs = np.array(candidates, dtype=np.int64)
             cosines = pair_cosines(query_codes, self.generation.all_codes, np.full(docs.size, row), docs)
@@ -121,6 +127,8 @@ class HashTables:
             found.docs[row, : len(best)] = docs[best]
             found.similarities[row, : len(best)] = cosines[best]
             found.shared_terms[row, : len(best)] = [shared[doc] for doc in docs[best].tolist()]
+        if whole_only:
+            return found
         return views.brute_force_best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def posting_list(self, term: int) -> NDArray[np.int64]:
@@ -150,6 +158,7 @@ def _lookup_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
     sketches: NDArray[np.uint64],
     codes: NDArray[np.int8],
     excluded: NDArray[np.bool_],
+    end_row: int,
     min_similarity: np.float32,
     max_postings: int,
     docs: NDArray[np.int64],
@@ -164,7 +173,7 @@ def _lookup_rows(  # noqa: PLR0917 - numba kernels take their arrays one by one
         _find_lists(lists, scratch)
         num_found = collect(lists, scratch, max_postings, sketches)
         num_candidates[row] = num_found
-        num_near = keep_near(scratch, num_found, sketches, excluded, max_distance)
+        num_near = keep_near(scratch, num_found, sketches, excluded, end_row, max_distance)
         rank(scratch, num_near, codes, min_similarity, docs[row], similarities[row], shared_terms[row])
 
 

@@ -56,6 +56,7 @@ class Tables(Protocol):
         k: int,
         min_similarity: float,
         excluded: NDArray[np.bool_] | None = None,
+        whole_only: bool = False,
     ) -> Found: ...
 
 

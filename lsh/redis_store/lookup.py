@@ -56,17 +56,19 @@ class RedisHashTables:
         k: int,
         min_similarity: float,
         excluded: NDArray[np.bool_] | None = None,
+        whole_only: bool = False,
     ) -> Found:
         """As `lsh.index.lookup.HashTables.lookup`, with equal answers."""
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         views = self.generation.views
-        found = nothing_found(rows.shape[0], views.rows_for(k))
+        found = nothing_found(rows.shape[0], k if whole_only else views.rows_for(k))
+        end_row = views.num_docs if whole_only else views.num_rows
         with self._plan.scratch() as (probe_scratch, scratch):
             terms = np.empty((rows.shape[0], self._plan.probes.num_probes), dtype=np.uint64)
             probe_rows(rows, self._plan.probes, probe_scratch, terms)
             candidates = self._candidates(terms, scratch)
             found.num_candidates[:] = np.diff(candidates.starts)
-            near = self._near(rows, candidates, scratch, max_sketch_distance(min_similarity), excluded)
+            near = self._near(rows, candidates, scratch, excluded, end_row, min_similarity=min_similarity)
             docs, place = np.unique(near.docs, return_inverse=True)
             codes = self._pages.rows(layout.CODES, docs).view(np.int8)
             _rank_rows(
@@ -80,6 +82,8 @@ class RedisHashTables:
                 found.similarities,
                 found.shared_terms,
             )
+        if whole_only:
+            return found
         return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def _candidates(self, terms: NDArray[np.uint64], scratch: Scratch) -> _Candidates:
@@ -139,20 +143,26 @@ class RedisHashTables:
         rows: NDArray[np.float32],
         candidates: _Candidates,
         scratch: Scratch,
-        max_distance: int,
         excluded: NDArray[np.bool_] | None,
+        end_row: int,
+        *,
+        min_similarity: float,
     ) -> _Candidates:
-        """The candidates whose sketch is near enough to the query's."""
+        """The candidates before `end_row` whose sketch is near enough to the query's."""
+        max_distance = max_sketch_distance(min_similarity)
         is_excluded = np.empty(0, dtype=np.bool_) if excluded is None else excluded
         if self._kept_sketches is not None:
             sketches, signs = self._kept_sketches, self._plan.sketch_signs
-            return _Candidates(*_keep_near_rows(rows, candidates, sketches, is_excluded, max_distance, signs, scratch))
+            return _Candidates(
+                *_keep_near_rows(rows, candidates, sketches, is_excluded, end_row, max_distance, signs, scratch)
+            )
         docs, place = np.unique(candidates.docs, return_inverse=True)
         starts, positions, counts = _keep_near_rows(
             rows,
             candidates._replace(docs=place.astype(np.int64)),
             self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH),
             is_excluded if excluded is None else np.append(is_excluded, False)[np.minimum(docs, is_excluded.size)],
+            int(np.searchsorted(docs, end_row)),
             max_distance,
             self._plan.sketch_signs,
             scratch,
@@ -202,6 +212,7 @@ def _keep_near_rows(  # noqa: PLR0917 - numba kernels take their arrays one by o
     candidates: _Candidates,
     sketches: NDArray[np.uint64],
     excluded: NDArray[np.bool_],
+    end_row: int,
     max_distance: int,
     signs: NDArray[np.float32],
     scratch: Scratch,
@@ -212,7 +223,7 @@ def _keep_near_rows(  # noqa: PLR0917 - numba kernels take their arrays one by o
     for row in range(rows.shape[0]):
         num_found = _load(candidates, row, scratch)
         sketch_rows(rows[row : row + 1], signs, scratch.sketch)
-        num_near = keep_near(scratch, num_found, sketches, excluded, max_distance)
+        num_near = keep_near(scratch, num_found, sketches, excluded, end_row, max_distance)
         ends[row + 1] = ends[row] + num_near
         docs[ends[row] : ends[row + 1]] = scratch.docs[:num_near]
         counts[ends[row] : ends[row + 1]] = scratch.counts[:num_near]

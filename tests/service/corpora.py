@@ -51,9 +51,16 @@ def add_generation(
     digest: str = DIGEST,
     min_score: float = MIN_SCORE,
     scorer_files: Mapping[str, bytes] | None = None,
+    views: Mapping[str, NDArray[np.float32]] | None = None,
+    view_margins: Sequence[float] = (),
 ) -> str:
-    """Write a generation; `clusters` gives the members of canonicals, themselves left out. Returns its id."""
+    """Write a generation; `clusters` gives the members of canonicals, themselves left out. Returns its id.
+
+    `views` gives the `(len(view_margins), dim)` views of some images.
+    """
     doc_of = {image_id: doc for doc, image_id in enumerate(ids)}
+    views_of = {doc_of[image_id]: rows for image_id, rows in (views or {}).items()}
+    owners = np.array(sorted(views_of), dtype=np.int64)
     pairs = [
         (doc_of[member], doc_of[canonical])
         for canonical, members in (clusters or {}).items()
@@ -68,10 +75,15 @@ def add_generation(
         embedder_digest=digest,
         min_score=min_score,
         scorer_files=scorer_files or {},
+        owners=owners,
+        view_margins=tuple(view_margins),
     )
     with new_generation(index) as folder:
         writer = GenerationWriter(folder, spec)
         writer.add_embeddings(np.arange(len(ids)), embeddings)
+        for doc in owners.tolist():
+            views_of_doc = np.arange(len(view_margins))
+            writer.add_embeddings(spec.view_rows(np.full(views_of_doc.size, doc), views_of_doc), views_of[doc])
         writer.write_image_ids(ids)
         writer.write_clusters(members, canonicals)
         return writer.finish().generation_id

@@ -50,6 +50,7 @@ def assert_same(found: Found, expected: Found) -> None:
     k=st.sampled_from([1, 2, 10, 100]),
     min_similarity=st.sampled_from([-1.0, 0.3, 0.6, 0.9]),
     excludes=st.booleans(),
+    whole_only=st.booleans(),
 )
 def test_lookups_equal_their_slow_twin(
     tables: HashTables,
@@ -60,6 +61,7 @@ def test_lookups_equal_their_slow_twin(
     k: int,
     min_similarity: float,
     excludes: bool,
+    whole_only: bool,
 ) -> None:
     """Images, by themselves or by a view, are those of plain Python lists."""
     rng = np.random.default_rng(seed)
@@ -68,9 +70,13 @@ def test_lookups_equal_their_slow_twin(
     queries = (rows + noise * rng.standard_normal(rows.shape)).astype(np.float32)
     excluded = rng.random(len(corpus.embeddings)) < 0.3 if excludes else None
 
-    found = tables.lookup(queries, k=k, min_similarity=min_similarity, excluded=excluded)
+    found, expected = (
+        look_up(queries, k=k, min_similarity=min_similarity, excluded=excluded, whole_only=whole_only)
+        for look_up in (tables.lookup, tables.brute_force_lookup)
+    )
 
-    assert_same(found, tables.brute_force_lookup(queries, k=k, min_similarity=min_similarity, excluded=excluded))
+    assert_same(found, expected)
+    assert not (whole_only and found.are_by_view.any())
 
 
 @given(

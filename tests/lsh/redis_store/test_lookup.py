@@ -78,6 +78,10 @@ def test_views_are_found_as_in_the_mapped_tables(
         expected = mapped.lookup(queries, k=7, min_similarity=0.5, excluded=hidden)
         assert expected.are_by_view.any()
         assert_equal(ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden), expected)
+        assert_equal(
+            ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden, whole_only=True),
+            mapped.lookup(queries, k=7, min_similarity=0.5, excluded=hidden, whole_only=True),
+        )
     opened.close()
 
 
