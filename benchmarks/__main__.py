@@ -17,6 +17,7 @@ SUMMARIES = {
     "codec": "Posting lists beside pyfastpfor's codecs, Roaring and raw arrays.",
     "dedup": "A folder of planted copies through the whole command: time, memory, precision.",
     "lookup": "The lookup engine on an index of synthetic embeddings: time, recall, bytes, beside FAISS HNSW.",
+    "uploads": "Edited photos looked up in an index of whole images and in one with views: recall, precision, time.",
     "serve": "The service under load beside an empty call and other indexes behind the same gRPC shell.",
     "redis": "An index in Redis beside files: bytes an image, load rate, lookups; datasketch in Redis.",
     "soak": "Three replicas on one Redis under load while a replica and Redis are killed.",
