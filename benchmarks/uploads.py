@@ -129,7 +129,7 @@ def look_up(
             uploads.rows[number : number + 1], k=K, min_score=served.generation.manifest.min_score, views=views
         )
         seconds.append(time.perf_counter() - started)
-        judged = list(_judged(answer, photo, linked))
+        judged = list(judged(answer, photo, linked))
         num_found[edit] += any(judged)
         num_right, num_wrong = num_right + sum(judged), num_wrong + len(judged) - sum(judged)
     num_photos = len(set(uploads.photos))
@@ -142,7 +142,7 @@ def look_up(
     )
 
 
-def _judged(answer: Answer, photo: int, linked: set[tuple[int, int]]) -> Iterator[bool]:
+def judged(answer: Answer, photo: int, linked: set[tuple[int, int]]) -> Iterator[bool]:
     """Whether each match is the photo; those that are linked with it are left out."""
     for match in answer.matches:
         name = Path(match.image_id).stem
