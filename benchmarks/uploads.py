@@ -129,9 +129,9 @@ def look_up(
             uploads.rows[number : number + 1], k=K, min_score=served.generation.manifest.min_score, views=views
         )
         seconds.append(time.perf_counter() - started)
-        judged = list(judged(answer, photo, linked))
-        num_found[edit] += any(judged)
-        num_right, num_wrong = num_right + sum(judged), num_wrong + len(judged) - sum(judged)
+        are_right = list(judged(answer, photo, linked))
+        num_found[edit] += any(are_right)
+        num_right, num_wrong = num_right + sum(are_right), num_wrong + are_right.count(False)
     num_photos = len(set(uploads.photos))
     return Way(
         found={edit: num / num_photos for edit, num in num_found.items()},
