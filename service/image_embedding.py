@@ -76,7 +76,7 @@ class ImageEmbedding:
 
     def _embed_batch(self, images: Sequence[Squares]) -> Sequence[EmbeddedImage | Exception]:
         whole, *views = (np.stack(squares) for squares in zip(*images, strict=True))
-        rows = self._embedder.embed(whole)
+        rows = self._embedder.embed_few(whole)
         if self._view_embedder is None:
             return list(map(EmbeddedImage, rows))
         return list(map(EmbeddedImage, rows, self._view_embedder.embed(views)))
@@ -92,9 +92,11 @@ def load_image_embedding(settings: ServeSettings, metrics: Metrics, *, embedder_
             f"{embedder_digest[:16]}; give the --embedder of the generation, or --embedding-only"
         )
     embedder = load_embedder(settings.embedder, dtype=settings.dtype, batch_size=settings.limits.embed_batch)
+    # No upload is to wait while a shape is compiled.
+    embedder.embed_few(np.zeros((2 * embedder.batch_size - 1, spec.size, spec.size, 3), np.uint8))
     if not settings.thorough:
         return ImageEmbedding(embedder, None, settings, metrics)
-    # Batches are padded, and an upload that comes alone is not to wait for eight.
+    # Batches are padded, and an upload that comes alone is not to take as long as eight.
     view_embedder = load_view_embedder(settings.embedder, dtype=settings.dtype, batch_size=1)
     view_embedder.embed([np.zeros((1, size, size, 3), np.uint8) for size in view_embedder.sizes])
     return ImageEmbedding(embedder, view_embedder, settings, metrics)

@@ -199,6 +199,30 @@ def test_a_row_depends_on_its_own_image_alone(embedder: Embedder) -> None:
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("num_images", [1, 2, 5, 8, 15])
+def test_few_images_have_the_rows_of_many(embedder: Embedder, num_images: int) -> None:
+    """However they fall into batches, a row is that of the padded batch but for rounding."""
+    some = images(num_images)
+    np.testing.assert_allclose(embedder.embed_few(some), embedder.embed(some), atol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_few_images_are_not_padded(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch is larger than what is left."""
+    shapes: list[int] = []
+    predict = embedder._network.predict_on_batch
+
+    def recorded(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        shapes.append(len(batch))
+        rows: NDArray[np.float32] = predict(batch)
+        return rows
+
+    monkeypatch.setattr(embedder._network, "predict_on_batch", recorded)
+    embedder.embed_few(images(23))
+    assert shapes == [8, 8, 4, 2, 1]
+
+
+@pytest.mark.tensorflow
 def test_no_images_give_no_rows(embedder: Embedder) -> None:
     """An empty batch is fine."""
     assert embedder.embed(images(0)).shape == (0, 24)
