@@ -128,7 +128,7 @@ class Engine:
     ) -> tuple[Registered, Future[None]]:
         """Make a `(dim,)` float32 unit row findable; raises ImageIdTaken when the id belongs to another image.
 
-        Its `views` `(NUM_VIEWS, dim)` help to find its canonical, and are not kept.
+        With its `views` `(NUM_VIEWS, dim)` it is found by these, too.
         """
         check_image_id(image_id)
 
@@ -140,7 +140,7 @@ class Engine:
                 embedding[None], k=1, min_score=served.generation.manifest.min_score, views=_of_one(views)
             )[0].matches
             canonical_id = best[0].canonical_id if best else image_id
-            return Registered(canonical_id, was_known=False), self._add(image_id, embedding, canonical_id)
+            return Registered(canonical_id, was_known=False), self._add(image_id, embedding, views, canonical_id)
 
         return self._decide(decide)
 
@@ -173,7 +173,7 @@ class Engine:
                 found = LookedUpOrRegistered(answer, False, best.canonical_id, generation_id)
                 return found, self._once_told(lambda: self._served.is_known(best.image_id))
             new = LookedUpOrRegistered(answer, True, image_id, generation_id)
-            return new, self._add(image_id, embedding, image_id)
+            return new, self._add(image_id, embedding, views, image_id)
 
         return self._decide(decide)
 
@@ -289,8 +289,11 @@ class Engine:
         if self._changes_since_switch_began is not None:
             self._changes_since_switch_began.append(entry)
 
-    def _add(self, image_id: str, embedding: NDArray[np.float32], canonical_id: str) -> Future[None]:
-        entry = LogEntry(image_id, quantize(embedding[None])[0].tobytes(), canonical_id)
+    def _add(
+        self, image_id: str, embedding: NDArray[np.float32], views: NDArray[np.float32] | None, canonical_id: str
+    ) -> Future[None]:
+        rows = embedding[None] if views is None else np.concatenate([embedding[None], views])
+        entry = LogEntry(image_id, quantize(rows).tobytes(), canonical_id)
         return self._change(entry, lambda: self._take_back(entry))
 
     def _change(self, entry: LogEntry, undo: Callable[[], None]) -> Future[None]:

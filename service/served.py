@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.pair_scoring import read_pair_scorer
-from embed.views import VIEW_MARGINS
+from embed.views import NUM_VIEWS, VIEW_MARGINS
 from lsh.codes import pair_cosines, quantize, unit_rows
+from lsh.index.queries import MAX_K
 from lsh.index.store import Tables
 from service.uploads import Uploads
 
@@ -106,6 +107,8 @@ class Served:
         # A classifier ranks otherwise than the cosine does, so it looks at more than it returns.
         num_found = k if self.scorer.classifier is None else RESCORED_PER_MATCH * k
         hits, num_candidates = self._found(embeddings, k=num_found, min_similarity=min_similarity)
+        if len(self.uploads.view_index):
+            hits = self._with_uploads_by_views(hits, embeddings, k=num_found, min_similarity=min_similarity)
         if views is not None:
             for query, of_query in enumerate(views):
                 found, counts = self._found(of_query, k=num_found, min_similarity=min_similarity, whole_only=True)
@@ -133,6 +136,25 @@ class Served:
             live_hits = _hits(Source.LIVE, live.rows, live.similarities, nothing, nothing.astype(np.bool_))
             hits = [old + new for old, new in zip(hits, live_hits, strict=True)]
         return hits, found.num_candidates.tolist()
+
+    def _with_uploads_by_views(
+        self, hits: Sequence[Sequence[_Hit]], embeddings: NDArray[np.float32], *, k: int, min_similarity: float
+    ) -> list[list[_Hit]]:
+        """The hits of each query, and the uploads that have a view like it."""
+        uploads = self.uploads
+        live = uploads.view_index.search(embeddings, k=min(MAX_K, k * NUM_VIEWS), min_similarity=min_similarity)
+        return [
+            _best_of_each([*before, *self._owners(rows, similarities)])
+            for before, rows, similarities in zip(hits, live.rows.tolist(), live.similarities.tolist(), strict=True)
+        ]
+
+    def _owners(self, view_rows: Sequence[int], similarities: Sequence[float]) -> Iterator[_Hit]:
+        """The uploads that views belong to, the margins taken off; rows are -1 where there are fewer."""
+        for row, cosine in zip(view_rows, similarities, strict=True):
+            if row >= 0:
+                owner, view = divmod(row, NUM_VIEWS)
+                similarity = cosine - VIEW_MARGINS[view]
+                yield _Hit(similarity, Source.LIVE, self.uploads.owner_of_views[owner], similarity, 0, True)
 
     def warm_up(self, *, num_queries: int = 64) -> None:
         """Bring what a first call would wait for into memory: compiled kernels and some pages of the tables."""

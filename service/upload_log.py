@@ -6,7 +6,8 @@ id counts. The file belongs to one server at a time and to one embedder.
 
     entries(seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT, code BLOB, canonical_id TEXT, logged_at REAL)
 
-`code` is NULL in the entry of a removal, else `dim` int8 values.
+`code` is NULL in the entry of a removal, else `dim` int8 values, and behind them those of each view of the image where
+a thorough server registered it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.views import NUM_VIEWS
 from service.errors import LogError, LogFull
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ ORDER BY seq LIMIT ?
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """`code` is the int8 code's bytes, or None when the entry removes the image."""
+    """`code` is the bytes of the int8 code, and of those of its views, or None when the entry removes the image."""
 
     image_id: str
     code: bytes | None
@@ -60,19 +63,45 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registrations:
-    """Registered images, oldest first: their ids, `codes` `(n, dim)` int8 and what they named as their canonical."""
+    """Registered images, oldest first: their ids, `codes` `(n, dim)` int8 and what they named as their canonical.
+
+    `views` has the codes `(NUM_VIEWS, dim)` of the views of some of them, by position.
+    """
 
     image_ids: Sequence[str]
     codes: NDArray[np.int8]
     canonical_ids: Sequence[str]
+    views: Mapping[int, NDArray[np.int8]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Iterable[tuple[str, bytes, str]], *, dim: int, log: object) -> Registrations:
-        """From image id, code and canonical of each; raises LogError for a code that has not `dim` bytes."""
+        """From image id, code and canonical of each; raises LogError for a code that has not `dim` bytes.
+
+        Views of another number, as another version made them, are left out.
+        """
         image_ids, codes, canonical_ids = zip(*rows, strict=True)
+        views: dict[int, NDArray[np.int8]] = {}
         if any(map(dim.__ne__, map(len, codes))):
-            raise LogError(f"the upload log {log} holds a code that has not {dim} bytes; it is damaged")
-        return cls(image_ids, np.frombuffer(b"".join(codes), dtype=np.int8).reshape(len(codes), dim), canonical_ids)
+            if not all(code and len(code) % dim == 0 for code in codes):
+                raise LogError(f"the upload log {log} holds a code that has not {dim} bytes; it is damaged")
+            views = {
+                position: np.frombuffer(code, dtype=np.int8, offset=dim).reshape(NUM_VIEWS, dim)
+                for position, code in enumerate(codes)
+                if len(code) == (1 + NUM_VIEWS) * dim
+            }
+            codes = tuple(code[:dim] for code in codes)
+        whole = np.frombuffer(b"".join(codes), dtype=np.int8).reshape(len(codes), dim)
+        return cls(image_ids, whole, canonical_ids, views)
+
+    def some(self, is_wanted: NDArray[np.bool_]) -> Registrations:
+        """Those of them that are wanted, `(n,)`."""
+        position = np.cumsum(is_wanted) - 1
+        return Registrations(
+            list(compress(self.image_ids, is_wanted)),
+            self.codes[is_wanted],
+            list(compress(self.canonical_ids, is_wanted)),
+            {int(position[old]): views for old, views in self.views.items() if is_wanted[old]},
+        )
 
 
 class Unread(NamedTuple):

@@ -7,25 +7,33 @@ come. One thread changes it at a time, the engine sees to that; any number read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import compress
+from itertools import compress, count
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.views import NUM_VIEWS
 from lsh.index.store import OpenGeneration
 from service.live_index import LiveIndex
 from service.upload_log import LogEntry, Registrations
 
 
 class Uploads:
-    """Images by row of the live index, and the generation's docs that were removed."""
+    """Images by row of the live index, and the generation's docs that were removed.
+
+    Views have an index of their own: those of the image in row `owner_of_views[i]` of the other are its rows
+    `NUM_VIEWS * i` to `NUM_VIEWS * (i + 1) - 1`.
+    """
 
     def __init__(self, generation: OpenGeneration) -> None:
         self._generation = generation
         self.index = LiveIndex(generation.coarse_centroids)
+        self.view_index = LiveIndex(generation.coarse_centroids)
+        self.owner_of_views: list[int] = []
         self.is_removed: NDArray[np.bool_] = np.zeros(generation.manifest.num_docs, dtype=np.bool_)
         self.num_removed = 0
         self._row_of: dict[str, int] = {}
+        self._views_of: dict[int, int] = {}
         self._image_ids: list[str] = []
         self._cluster_of: list[str] = []
         self._copies_of: dict[str, dict[str, None]] = {}
@@ -42,12 +50,7 @@ class Uploads:
             docs = self._generation.docs_of(block.image_ids)
             is_missing = (docs < 0) | self.is_removed[docs]
             contained += compress(block.image_ids, ~is_missing)
-            missing = block
-            if not is_missing.all():
-                image_ids, canonical_ids = (
-                    list(compress(ids, is_missing)) for ids in (block.image_ids, block.canonical_ids)
-                )
-                missing = Registrations(image_ids, block.codes[is_missing], canonical_ids)
+            missing = block if is_missing.all() else block.some(is_missing)
             for image_id in self._row_of.keys() & set(missing.image_ids):
                 self._remove_row(image_id)  # one registered anew while the log was being read comes twice
             self._add(missing)
@@ -59,15 +62,18 @@ class Uploads:
         if entry.code is None:
             self._remove_doc(entry.image_id)
         elif self._doc_of(entry.image_id) is None:
-            code = np.frombuffer(entry.code, dtype=np.int8)
-            self._add(Registrations([entry.image_id], code[None], [entry.canonical_id]))
+            row = (entry.image_id, entry.code, entry.canonical_id)
+            self._add(Registrations.of([row], dim=self.index.dim, log="of uploads"))
 
     def entry_of(self, image_id: str) -> LogEntry | None:
         """The entry that registered a live image."""
         row = self._row_of.get(image_id)
         if row is None:
             return None
-        return LogEntry(image_id, self.index.code(row).tobytes(), self._cluster_of[row])
+        code = self.index.code(row).tobytes()
+        if row in self._views_of:
+            code += b"".join(self.view_index.code(view_row).tobytes() for view_row in self._view_rows(row).tolist())
+        return LogEntry(image_id, code, self._cluster_of[row])
 
     def restore_doc(self, image_id: str) -> None:
         """Take the removal of a generation's image back, because it did not reach the log."""
@@ -100,6 +106,11 @@ class Uploads:
         self._image_ids.extend(new.image_ids)
         self._cluster_of.extend(clusters)
         self.index.add(new.codes)
+        if new.views:
+            owners = [first_row + position for position in new.views]
+            self._views_of.update(zip(owners, count(len(self.owner_of_views))))
+            self.owner_of_views.extend(owners)
+            self.view_index.add(np.concatenate(list(new.views.values())))
         self._row_of.update(zip(new.image_ids, range(first_row, len(self._image_ids)), strict=True))
         for image_id, cluster in zip(new.image_ids, clusters, strict=True):
             if cluster != image_id:
@@ -121,10 +132,16 @@ class Uploads:
         if row is None:
             return
         self.index.remove(np.array([row]))
+        if row in self._views_of:
+            self.view_index.remove(self._view_rows(row))
+            del self._views_of[row]
         copies = self._copies_of.get(self._cluster_of[row], {})
         copies.pop(image_id, None)
         if not copies:
             self._copies_of.pop(self._cluster_of[row], None)
+
+    def _view_rows(self, row: int) -> NDArray[np.int64]:
+        return NUM_VIEWS * self._views_of[row] + np.arange(NUM_VIEWS)
 
     def _doc_of(self, image_id: str) -> int | None:
         doc = self._generation.doc_of(image_id)

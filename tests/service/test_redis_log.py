@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embed.views import NUM_VIEWS
 from lsh.index.generation import open_generation
 from lsh.index.publishing import generation_folder, promote
 from lsh.index.store import FolderStore
@@ -97,6 +98,16 @@ def test_what_one_replica_registers_all_find_at_once(open_replica: OpenReplica) 
     late = open_replica()
     assert found(late, NEW[5]) == ["new-5"]
     assert found(late, NEW[3]) == found(late, EMBEDDINGS[7]) == []
+
+
+def test_views_of_uploads_go_to_all_replicas(open_replica: OpenReplica) -> None:
+    """What a thorough replica registers every replica finds by a view, one that starts later, too."""
+    one, other = open_replica(), open_replica()
+    one.register("framed", NEW[0], views=NEW[100 : 100 + NUM_VIEWS])[1].result(timeout=30)
+    wait_for(partial(_finds, other, NEW[105], ["framed"]))
+    assert found(open_replica(), NEW[105]) == ["framed"]
+    assert remove(other, "framed")
+    wait_for(partial(_finds, one, NEW[105], []))
 
 
 def test_concurrent_uploads_of_one_image_have_one_original(open_replica: OpenReplica) -> None:

@@ -22,9 +22,10 @@ from lsh.codes import pair_cosines, quantize
 from lsh.index.publishing import promote
 from service.decoding_pool import DecodingLimits, DecodingPool
 from service.engine import Engine
-from service.errors import SettingsError
+from service.errors import LogError, SettingsError
 from service.served import Match, Source
 from service.settings import ServeSettings
+from service.upload_log import Registrations
 from tests.service.corpora import add_generation, image_ids, near, open_engine, random_embeddings
 
 if TYPE_CHECKING:
@@ -120,6 +121,71 @@ def test_an_upload_that_only_a_view_knows_is_not_registered(engine: Engine) -> N
     registered, written = engine.register("framed", STRANGERS[40], views=views)
     written.result(timeout=30)
     assert registered.canonical_id == "image-9"
+
+
+def test_an_upload_is_found_by_its_views(engine: Engine, index: Path, tmp_path: Path) -> None:
+    """At once, after a restart, and no more once it is removed."""
+    views = views_with(3, EMBEDDINGS[0])
+    upload = STRANGERS[40]
+    part = near(views[7], 0.97)
+    engine.register("upload", upload, views=views)[1].result(timeout=30)
+    expected = ("upload", Source.LIVE, True, round(code_cosine(part, views[7]) - VIEW_MARGINS[7], 6))
+
+    def found(engine: Engine) -> list[tuple[str, Source, bool, float]]:
+        return [(one.image_id, one.source, one.by_view, round(one.similarity, 6)) for one in matches(engine, part)]
+
+    assert found(engine) == [expected]
+    assert [one.by_view for one in matches(engine, upload)] == [False]
+    assert matches(engine, STRANGERS[41], views_with(0, part)) == []
+    engine.close()
+    again = open_engine(index, engine.served.generation_id, tmp_path / "log.db")
+    assert found(again) == [expected]
+    again.remove("upload")[1].result(timeout=30)
+    assert found(again) == []
+    again.register("upload", upload)[1].result(timeout=30)
+    assert found(again) == []
+    again.close()
+
+
+def test_a_removal_that_is_taken_back_keeps_the_views(engine: Engine) -> None:
+    """The entry of an upload, as it is restored from, is the one that was logged."""
+    views = views_with(0, EMBEDDINGS[0])
+    engine.register("plain", STRANGERS[41])[1].result(timeout=30)
+    engine.register("viewed", STRANGERS[40], views=views)[1].result(timeout=30)
+    uploads = engine.served.uploads
+    for image_id, rows in (("plain", STRANGERS[41:42]), ("viewed", np.concatenate([STRANGERS[40:41], views]))):
+        entry = uploads.entry_of(image_id)
+        assert entry is not None
+        assert entry.code == quantize(rows).tobytes()
+        uploads.apply(entry)
+        assert uploads.entry_of(image_id) == entry
+
+
+def test_views_of_an_upload_that_the_generation_has_are_left_out(engine: Engine, index: Path) -> None:
+    """A promoted generation answers for it, and an upload before it in the log keeps its own views."""
+    for number in (0, 1, 2):
+        rows = near(STRANGERS[42 + number], 0.9999)
+        engine.register(f"new-{number}", rows, views=views_with(number, near(EMBEDDINGS[20 + number], 0.5)))[1].result(
+            30
+        )
+    ids = [*image_ids(200), "new-1"]
+    later = add_generation(index, ids, np.concatenate([EMBEDDINGS, STRANGERS[43:44]]))
+    engine.switch(later)
+    uploads = engine.served.uploads
+    assert [uploads.image_id(row) for row in uploads.owner_of_views] == ["new-0", "new-2"]
+    assert len(uploads.view_index) == 2 * NUM_VIEWS
+
+
+def test_views_of_another_version_are_left_out() -> None:
+    """An image registered with other views than this version's is still known by its whole."""
+    dim = 4
+    codes = [bytes(range(dim)), bytes((1 + NUM_VIEWS) * dim), bytes(7 * dim)]
+    found = Registrations.of(((str(n), code, str(n)) for n, code in enumerate(codes)), dim=dim, log="log")
+    assert found.codes.shape == (3, dim)
+    assert {position: views.shape for position, views in found.views.items()} == {1: (NUM_VIEWS, dim)}
+    assert found.some(np.array([False, True, True])).views.keys() == {0}
+    with pytest.raises(LogError, match="has not 4 bytes"):
+        Registrations.of([("a", bytes(9), "a")], dim=dim, log="log")
 
 
 def test_views_want_images(tmp_path: Path) -> None:
