@@ -401,6 +401,7 @@ def main() -> None:
     parser.add_argument("--keep-missing", dest="keeps_missing", action="store_true", help="the source is an addition")
     parser.add_argument("--index", dest="is_indexed", action="store_true", help="build an index of the night")
     parser.add_argument("--promote", dest="is_promoted", action="store_true", help="and make it the one that serves")
+    parser.add_argument("--without-views", action="store_true", help="index whole images alone, also when thorough")
     parser.add_argument(
         "--export-to",
         default=os.environ.get("NEARDUP_NIGHTLY_EXPORT_TO"),
@@ -414,12 +415,15 @@ def main() -> None:
     )
     is_promoted = arguments.pop("is_promoted")
     store = arguments.pop("export_to")
+    with_views = not arguments.pop("without_views")
     is_indexed = arguments.pop("is_indexed") or is_promoted or store is not None
     generation: dict[str, str] = {}
 
     def index(_: NightResults, workspace: Workspace) -> None:
         if is_indexed:
-            generation["generation_id"] = index_night(workspace, promotes=is_promoted, store=store)
+            generation["generation_id"] = index_night(
+                workspace, promotes=is_promoted, store=store, with_views=with_views
+            )
 
     try:
         results = run_nightly(RunSettings(**arguments), options, and_then=index)
@@ -428,16 +432,17 @@ def main() -> None:
     sys.stdout.write(json.dumps({**results.as_json(), **generation}) + "\n")
 
 
-def index_night(workspace: Workspace, *, promotes: bool, store: str | None = None) -> str:
+def index_night(workspace: Workspace, *, promotes: bool, store: str | None = None, with_views: bool = True) -> str:
     """Build a generation of the night that counts, and make it the one that serves where asked; returns its id.
 
+    That of a thorough night holds the views of its images, unless it is to be without.
     With a `store`, the URL of a Redis, it is loaded there too, and promoted there before it is in the workspace.
     """
     from batch_jobs.build_index import build_index, index_folder
     from lsh.index.publishing import promote
 
     index = index_folder(workspace.folder)
-    generation_id = build_index(workspace).generation_id
+    generation_id = build_index(workspace, with_views=with_views).generation_id
     if store is not None:
         _export(index, generation_id, store, promotes=promotes)
     if promotes:

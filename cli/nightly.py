@@ -72,6 +72,7 @@ def _image_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
     metavar="URL",
     help="Build an index generation and load it into this Redis, too; with --promote it is made current there.",
 )
+@click.option("--without-views", is_flag=True, help="Index whole images alone, also of a --thorough night.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Say what would happen, and write nothing.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the summary.")
 @verbose_option
@@ -83,6 +84,7 @@ def command(
     is_indexed: bool,
     is_promoted: bool,
     export_to: str | None,
+    without_views: bool,
     is_dry: bool,
     json_output: bool,
     verbose: bool,
@@ -101,7 +103,9 @@ def command(
 
     def index(_: NightResults, workspace: Workspace) -> None:
         if is_indexed or is_promoted or export_to:
-            generation["generation_id"] = index_night(workspace, promotes=is_promoted, store=export_to)
+            generation["generation_id"] = index_night(
+                workspace, promotes=is_promoted, store=export_to, with_views=not without_views
+            )
 
     results = _run_night(settings, night_options, json_output=json_output, verbose=verbose, and_then=index)
     if json_output:

@@ -23,7 +23,7 @@ from batch_jobs.embed_images import EmbedTask
 from batch_jobs.embed_views import FIRST_VIEW, view_batches, views_of
 from batch_jobs.errors import BatchError, SourceError, WorkspaceError
 from batch_jobs.explanation import explain_pair
-from batch_jobs.nightly import NightOptions, run_nightly
+from batch_jobs.nightly import NightOptions, index_night, run_nightly
 from batch_jobs.nights import known_of, live_images, read_columns
 from batch_jobs.pipeline import Run, run_pipeline
 from batch_jobs.run_records import find_record
@@ -290,6 +290,10 @@ def test_nights_with_views_find_the_matches_of_one_run(
     image_ids = [path.name for path in photos.iterdir()]
     of_night, of_run = (found_by(one.workspace, image_ids, min_similarity=0.85) for one in (nightly, settings))
     assert of_night == of_run
+    with Workspace(nightly.workspace) as opened:
+        indexed = [index_night(opened, promotes=False, with_views=with_views) for with_views in (True, False)]
+    folders = [generation_folder(index_folder(nightly.workspace), one) for one in indexed]
+    assert [open_generation(folder).manifest.num_views > 0 for folder in folders] == [True, False]
     with pytest.raises(WorkspaceError, match=r"other settings \(thorough: \w+ there, None now\)"):
         run_nightly(replace(nightly, thorough=False), NightOptions())
 
