@@ -15,7 +15,11 @@ from service.errors import SettingsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one caller, or all together, may ask for."""
+    """What one caller, or all together, may ask for.
+
+    Images that come while the network is busy go to it together; to wait for more of them costs a lone upload those
+    milliseconds and gains nothing (`docs/benchmarks.md`).
+    """
 
     max_k: int = 1000
     max_page_size: int = 10_000
@@ -28,7 +32,7 @@ class Limits:
     max_lookup_batch: int = 32
     max_lookup_queue: int = 1024
     embed_batch: int = 8
-    max_embed_wait_s: float = 0.002
+    max_embed_wait_s: float = 0.0
     max_embed_queue: int = 256
 
 
