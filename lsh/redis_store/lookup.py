@@ -161,7 +161,7 @@ class RedisHashTables:
             rows,
             candidates._replace(docs=place.astype(np.int64)),
             self._pages.rows(layout.SKETCHES, docs).view("<u8").reshape(-1, layout.WORDS_PER_SKETCH),
-            is_excluded if excluded is None else np.append(is_excluded, False)[np.minimum(docs, is_excluded.size)],
+            is_excluded[docs[: np.searchsorted(docs, is_excluded.size)]],
             int(np.searchsorted(docs, end_row)),
             max_distance,
             self._plan.sketch_signs,
