@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lsh.index.layout import params_for
+from lsh.index.queries import Found
 from lsh.index.writing import GenerationSpec, GenerationWriter
 
 NUM_DOCS = 600
@@ -66,6 +67,12 @@ def views_of(corpus: Corpus) -> NDArray[np.float32]:
     strangers = corpus.embeddings[(OWNERS * 31 + 300) % 600]
     shares = np.array([0.5, 0.8, 1.1])[:, None]
     return np.stack([unit(corpus.embeddings[o] + shares * s) for o, s in zip(OWNERS, strangers, strict=True)])
+
+
+def assert_same_found(found: Found, expected: Found) -> None:
+    """Two answers are equal in every array."""
+    for field in fields(Found):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name), err_msg=field.name)
 
 
 def write_generation(

@@ -48,10 +48,35 @@ def test_every_file_but_the_sketches_is_worked() -> None:
     assert set(layout.DTYPES) - set(WORKED) == {layout.SKETCHES}
 
 
-@pytest.mark.parametrize("name", layout.DTYPES)
+def test_worked_views_are_written_and_found(tmp_path: Path) -> None:
+    """The files of views are those of the text, and the view's row stands for its owner."""
+    params = TermParams(num_tables=2, dim=2, num_polytopes=1, polytope_dim=2)
+    spec = GenerationSpec(
+        num_docs=3,
+        term_params=params,
+        num_probes=4,
+        embedder_digest="example",
+        min_score=0.79,
+        owners=np.array([1]),
+        view_margins=(0.5,),
+    )
+    writer = GenerationWriter(tmp_path, spec)
+    rows = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, -1.0], [0.0, 1.0]], dtype=np.float32)
+    writer.add_embeddings(np.arange(4), rows)
+    writer.write_image_ids(["b.jpg", "a.jpg", "ü.jpg"])
+    writer.write_clusters(np.array([1, 0]), np.array([1, 1]))
+    writer.finish()
+
+    for name in layout.VIEW_DTYPES:
+        assert (tmp_path / name).read_bytes() == worked_example(name)
+    assert spec.view_rows(np.array([1]), np.array([0])).tolist() == [3]
+    assert open_generation(tmp_path).views.docs_of(np.arange(4)).tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("name", [*layout.DTYPES, *layout.VIEW_DTYPES])
 def test_every_file_is_in_the_table(name: str) -> None:
     """The table of arrays names each file and its type."""
-    dtype = layout.DTYPES[name].name
+    dtype = {**layout.DTYPES, **layout.VIEW_DTYPES}[name].name
     assert f"| `{name}` | {dtype} |" in FORMAT_TEXT
 
 

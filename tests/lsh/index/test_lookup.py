@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from lsh.index import layout
 from lsh.index.generation import Generation, open_generation
 from lsh.index.lookup import HashTables
 from lsh.index.queries import Found, max_sketch_distance
+from tests.lsh.index.conftest import assert_same_found
 
 if TYPE_CHECKING:
     from tests.lsh.index.conftest import Corpus
@@ -31,11 +31,6 @@ def generation(generation_at: Path) -> Generation:
 @pytest.fixture(scope="module")
 def tables(generation: Generation) -> HashTables:
     return HashTables(generation)
-
-
-def assert_same(found: Found, expected: Found) -> None:
-    for field in fields(Found):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name), err_msg=field.name)
 
 
 @given(
@@ -67,7 +62,7 @@ def test_lookups_equal_their_slow_twin(
 
     found = tables.lookup(queries, k=k, min_similarity=min_similarity, excluded=excluded)
 
-    assert_same(found, tables.brute_force_lookup(queries, k=k, min_similarity=min_similarity, excluded=excluded))
+    assert_same_found(found, tables.brute_force_lookup(queries, k=k, min_similarity=min_similarity, excluded=excluded))
 
 
 def test_every_image_finds_itself(tables: HashTables, corpus: Corpus) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from lsh.index.queries import Found
 from lsh.index.views import Views
 from lsh.index.writing import GenerationSpec
 from lsh.terms import TermParams
-from tests.lsh.index.conftest import OWNERS, VIEW_MARGINS, views_of, write_generation
+from tests.lsh.index.conftest import OWNERS, VIEW_MARGINS, assert_same_found, views_of, write_generation
 
 if TYPE_CHECKING:
     from tests.lsh.index.conftest import Corpus
@@ -37,11 +37,6 @@ def generation(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Gene
 @pytest.fixture(scope="module")
 def tables(generation: Generation) -> HashTables:
     return HashTables(generation)
-
-
-def assert_same(found: Found, expected: Found) -> None:
-    for field in fields(Found):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name), err_msg=field.name)
 
 
 @given(
@@ -75,7 +70,7 @@ def test_lookups_equal_their_slow_twin(
         for look_up in (tables.lookup, tables.brute_force_lookup)
     )
 
-    assert_same(found, expected)
+    assert_same_found(found, expected)
     assert not (whole_only and found.are_by_view.any())
 
 
@@ -96,7 +91,7 @@ def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[fl
         np.zeros((1, num + 1), np.bool_),
     )
     excluded = np.array([False, False, True, False])
-    assert_same(
+    assert_same_found(
         views.best_images(found, k=k, min_similarity=0.51, excluded=excluded),
         views.brute_force_best_images(found, k=k, min_similarity=0.51, excluded=excluded),
     )

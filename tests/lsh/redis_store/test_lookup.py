@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,11 @@ from numpy.typing import NDArray
 from lsh.index.generation import Generation, open_generation
 from lsh.index.layout import params_for
 from lsh.index.lookup import HashTables
-from lsh.index.queries import Found
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.redis_store import keys
 from lsh.redis_store.publishing import RedisStore
 from lsh.redis_store.url import StoreUrl
-from tests.lsh.index.conftest import Corpus, unit, views_of, write_generation
-
-
-def assert_equal(one: Found, other: Found) -> None:
-    for field in fields(Found):
-        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+from tests.lsh.index.conftest import Corpus, assert_same_found, unit, views_of, write_generation
 
 
 def queries_near(corpus: Corpus, num: int, *, seed: int = 5) -> NDArray[np.float32]:
@@ -45,16 +38,16 @@ def test_answers_are_those_of_the_mapped_tables(
     for min_similarity in (-1.0, 0.5, 0.9):
         expected = mapped.lookup(queries, k=7, min_similarity=min_similarity)
         assert (expected.docs[:, 0] >= 0).any()
-        assert_equal(ours.lookup(queries, k=7, min_similarity=min_similarity), expected)
-        assert_equal(
+        assert_same_found(ours.lookup(queries, k=7, min_similarity=min_similarity), expected)
+        assert_same_found(
             ours.lookup(queries[:1], k=3, min_similarity=min_similarity),
             mapped.lookup(queries[:1], k=3, min_similarity=min_similarity),
         )
-        assert_equal(
+        assert_same_found(
             ours.lookup(queries, k=7, min_similarity=min_similarity, excluded=excluded),
             mapped.lookup(queries, k=7, min_similarity=min_similarity, excluded=excluded),
         )
-    assert_equal(
+    assert_same_found(
         ours.lookup(queries[:3], k=5, min_similarity=0.5),
         mapped.brute_force_lookup(queries[:3], k=5, min_similarity=0.5),
     )
@@ -77,8 +70,8 @@ def test_views_are_found_as_in_the_mapped_tables(
     for hidden in (None, excluded):
         expected = mapped.lookup(queries, k=7, min_similarity=0.5, excluded=hidden)
         assert expected.are_by_view.any()
-        assert_equal(ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden), expected)
-        assert_equal(
+        assert_same_found(ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden), expected)
+        assert_same_found(
             ours.lookup(queries, k=7, min_similarity=0.5, excluded=hidden, whole_only=True),
             mapped.lookup(queries, k=7, min_similarity=0.5, excluded=hidden, whole_only=True),
         )
@@ -108,7 +101,7 @@ def test_crowded_buckets_are_read_in_chunks(store: RedisStore, tmp_path: Path, m
 
     assert ours.generation.pages.stored.num_chunks > 2
     for rows in (crowd[:1], crowd[5:9], unit(rng.standard_normal((4, dim)))):
-        assert_equal(ours.lookup(rows, k=10, min_similarity=0.5), mapped.lookup(rows, k=10, min_similarity=0.5))
+        assert_same_found(ours.lookup(rows, k=10, min_similarity=0.5), mapped.lookup(rows, k=10, min_similarity=0.5))
 
 
 def test_catalogue_and_clusters_are_those_of_the_files(
