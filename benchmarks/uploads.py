@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -107,27 +106,25 @@ def make_uploads(
     return Uploads([photo for photo, _ in uploads], [edit for _, edit in uploads], *map(np.concatenate, (rows, views)))
 
 
-def look_up(
-    workspace: Path, uploads: Uploads, linked: set[tuple[int, int]], *, with_views: bool, of_uploads: bool
-) -> Way:
-    """Look every upload up by itself in an index of the workspace."""
-    built = json.loads(
-        run_measured(
-            ["-m", "cli", "index", "build", "--workspace", str(workspace), "--json"]
-            + ([] if with_views else ["--without-views"])
-        ).printed
-    )
+def build_served(workspace: Path, *options: str) -> Served:
+    """An index of the workspace, built by the real command and ready to be asked."""
+    build = ["-m", "cli", "index", "build", "--workspace", str(workspace), "--json", *options]
+    built = json.loads(run_measured(build).printed)
     served = Served(HashTables(open_generation(generation_folder(workspace / "index", built["generation_id"]))))
     served.warm_up()
+    return served
+
+
+def look_up(served: Served, uploads: Uploads, linked: set[tuple[int, int]], *, of_uploads: bool = False) -> Way:
+    """Look every upload up by itself, with its views where `of_uploads` are wanted."""
+    manifest = served.generation.manifest
     num_found = dict.fromkeys(uploads.edits, 0)
     num_right = num_wrong = 0
     seconds = []
     for number, (photo, edit) in enumerate(zip(uploads.photos, uploads.edits, strict=True)):
         views = uploads.views[number : number + 1] if of_uploads else None
         started = time.perf_counter()
-        (answer,) = served.lookup(
-            uploads.rows[number : number + 1], k=K, min_score=served.generation.manifest.min_score, views=views
-        )
+        (answer,) = served.lookup(uploads.rows[number : number + 1], k=K, min_score=manifest.min_score, views=views)
         seconds.append(time.perf_counter() - started)
         are_right = list(judged(answer, photo, linked))
         num_found[edit] += any(are_right)
@@ -138,7 +135,7 @@ def look_up(
         num_right=num_right,
         num_wrong=num_wrong,
         median_us=1e6 * median(seconds),
-        bytes_per_image=built["bytes_per_image"],
+        bytes_per_image=sum(file.size_bytes for file in manifest.files.values()) / manifest.num_docs,
     )
 
 
@@ -192,18 +189,13 @@ def command(
         uploads = make_uploads(
             paths, chosen, list(EDITS if edits == "default" else HARDER_EDITS), seed=seed, dtype=dtype
         )
-        asked = partial(look_up, workspace, uploads, linked)
-        ways = dict(
-            zip(
-                WAYS,
-                (
-                    asked(with_views=False, of_uploads=False),
-                    asked(with_views=True, of_uploads=False),
-                    asked(with_views=True, of_uploads=True),
-                ),
-                strict=True,
-            )
+        whole, with_views = build_served(workspace, "--without-views"), build_served(workspace)
+        looked_up = (
+            look_up(whole, uploads, linked),
+            look_up(with_views, uploads, linked),
+            look_up(with_views, uploads, linked, of_uploads=True),
         )
+        ways = dict(zip(WAYS, looked_up, strict=True))
     rows = [[edit, *(f"{way.found[edit]:.2f}" for way in ways.values())] for edit in dict.fromkeys(uploads.edits)]
     rows += [
         ["all", *(f"{way.recall:.3f}" for way in ways.values())],
