@@ -144,11 +144,11 @@ class Served:
         uploads = self.uploads
         live = uploads.view_index.search(embeddings, k=min(MAX_K, k * NUM_VIEWS), min_similarity=min_similarity)
         return [
-            _best_of_each([*before, *self._owners(rows, similarities)])
+            _best_of_each([*before, *self._owner_hits(rows, similarities)])
             for before, rows, similarities in zip(hits, live.rows.tolist(), live.similarities.tolist(), strict=True)
         ]
 
-    def _owners(self, view_rows: Sequence[int], similarities: Sequence[float]) -> Iterator[_Hit]:
+    def _owner_hits(self, view_rows: Sequence[int], similarities: Sequence[float]) -> Iterator[_Hit]:
         """The uploads that views belong to, the margins taken off; rows are -1 where there are fewer."""
         for row, cosine in zip(view_rows, similarities, strict=True):
             if row >= 0:

@@ -65,7 +65,7 @@ class ServeSettings:
         if self.store is None and (self.index is None or self.log is None):
             raise SettingsError("there is nothing to serve; give a --workspace, a --store, or both")
         if self.thorough and self.embedder is None:
-            raise SettingsError("views are made of images, and this server is to take embeddings only; leave one out")
+            raise SettingsError("--thorough makes views of images, and --embedding-only takes none; leave one out")
 
     @property
     def max_message_bytes(self) -> int:

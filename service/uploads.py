@@ -63,7 +63,7 @@ class Uploads:
             self._remove_doc(entry.image_id)
         elif self._doc_of(entry.image_id) is None:
             row = (entry.image_id, entry.code, entry.canonical_id)
-            self._add(Registrations.of([row], dim=self.index.dim, log="of uploads"))
+            self._add(Registrations.of([row], dim=self.index.dim, log="of this server"))
 
     def entry_of(self, image_id: str) -> LogEntry | None:
         """The entry that registered a live image."""
