@@ -266,8 +266,8 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _spec_facts(spec: EmbedderSpec) -> dict[str, Any]:
-    names = ("architecture", "size", "dim", "pooling", "gem_p", "preprocessing", "whitening", "min_score")
-    return {name: getattr(spec, name) for name in names}
+    names = ("architecture", "size", "dim", "pooling", "gem_p", "preprocessing", "whitening", "layout_weight")
+    return {name: getattr(spec, name) for name in (*names, "min_score")}
 
 
 def _differences(left: Model, right: Model) -> dict[str, tuple[Any, Any]]:

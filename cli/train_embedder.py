@@ -74,6 +74,13 @@ A checkpoint is kept after each epoch in CHECKPOINTS; the same command goes on f
     show_default=True,
     help="Least share of a photo that a strong view shows.",
 )
+@click.option(
+    "--layout-weight",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.1,
+    show_default=True,
+    help="Of the picture's layout in gray beside the network, in the finished embedder; 0 for the network alone.",
+)
 @click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Embedder directory to go on from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @tracking_uri_option

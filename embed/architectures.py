@@ -9,6 +9,7 @@ folding batch norm, Jacob et al., arXiv 1712.05877, section 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -78,25 +79,20 @@ def vgg16(backbone: keras.Model, *, gem_p: float = GEM_P) -> keras.Model:
     return keras.Model(images, x, name="vgg16")
 
 
-def regional(network: keras.Model, *, share: float, grid: int) -> keras.Model:
-    """`network` on `grid` x `grid` windows of what its GeM pools: `(n, size, size, 3)` -> `(n, grid**2, dim)`.
+def regional(network: keras.Model, windows: Callable[[Any], list[Any]]) -> keras.Model:
+    """`network` on windows of what its GeM pools: `(n, size, size, 3)` -> `(n, number of windows, dim)`.
 
-    Windows go row by row. One is `share` of the features' side, at least one; the outer ones end at the borders. One
-    pass serves all windows. Source: R-MAC, Tolias et al., arXiv 1511.05879, section 3.2.
+    `windows` cuts them out of `(n, side, side, c)` features. One pass serves them all. Source: R-MAC, Tolias et al.,
+    arXiv 1511.05879, section 3.2.
     """
     pooling = next(layer for layer in network.layers if isinstance(layer, GeneralizedMeanPooling))
     head = network.layers[network.layers.index(pooling) :]
-    features = pooling.input
-    side = features.shape[1]
-    window = max(1, round(share * side))
-    starts = [(side - window) * place // max(1, grid - 1) for place in range(grid)]
     rows = []
-    for top in starts:
-        for left in starts:
-            x = features[:, top : top + window, left : left + window]
-            for layer in head:
-                x = layer(x)
-            rows.append(x)
+    for window in windows(pooling.input):
+        x = window
+        for layer in head:
+            x = layer(x)
+        rows.append(x)
     return keras.Model(network.input, ops.stack(rows, axis=1), name=network.name)
 
 

@@ -9,10 +9,10 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from embed.embedder_dir import (
     describe_embedder,
 )
 from embed.errors import EmbedderError
-from embed.whitening import read_whitening
+from embed.whitening import Whitening, read_whitening
 
 if TYPE_CHECKING:
     import keras
@@ -76,6 +76,29 @@ class Embedder:
                 f"images are {images.dtype} {images.shape}; {self.spec.name} takes uint8 (n, {size}, {size}, 3), "
                 f"which `embed.preprocessing.to_square` makes"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zoom:
+    """`grid` x `grid` windows of `share` of each side, in an image that is `factor` times the network's own size."""
+
+    factor: float
+    share: float
+    grid: int
+
+    def size(self, size: int) -> int:
+        """The side of the squares to look at, for a network that takes `size`."""
+        return round(self.factor * size)
+
+    def windows(self, squares: Any) -> list[Any]:
+        """`(n, side, side, c)` -> the windows, each `(n, window, window, c)`, row by row.
+
+        A window is at least 1 wide; the outer ones end at the borders.
+        """
+        side = squares.shape[1]
+        window = max(1, round(self.share * side))
+        starts = [(side - window) * place // max(1, self.grid - 1) for place in range(self.grid)]
+        return [squares[:, top : top + window, left : left + window] for top in starts for left in starts]
 
 
 def rows_of_images(network: keras.Model, images: NDArray[np.uint8], *, batch_size: int) -> NDArray[np.float32]:
@@ -142,54 +165,75 @@ def inference_network(
     spec: EmbedderSpec,
     *,
     dtype: str,
-    size: int | None = None,
-    rearrange: Callable[[keras.Model], keras.Model] = lambda network: network,
+    zoom: Zoom | None = None,
 ) -> keras.Model:
-    """The compiled network `(n, size, size, 3)` uint8 -> `(n, dim)`, whitening included; raises EmbedderError.
+    """The compiled network `(n, size, size, 3)` uint8 -> `(n, dim)`, whitening and layout included.
 
-    `size` is the embedder's own unless given. `rearrange` may change what is pooled, before the whitening.
+    With a `zoom` it takes larger squares and gives the rows of their windows, `(n, grid**2, dim)`. Raises
+    EmbedderError.
     """
     if dtype not in KERAS_POLICIES:
         raise EmbedderError(f"dtype={dtype!r} is unknown; choose {' or '.join(KERAS_POLICIES)}")
-    from embed.architectures import fold_batch_norm, seed_weights, vgg16, vgg16_backbone, vgg_copy  # noqa: PLC0415
+    from embed import architectures  # noqa: PLC0415
     from embed.keras_backend import keras, layers, ops  # noqa: PLC0415
+    from embed.layout import layout, with_layout  # noqa: PLC0415
 
-    whitening = read_whitening(spec.directory / spec.whitening) if spec.whitening else None
-    if whitening is not None and whitening.dim != spec.dim:
-        raise EmbedderError(
-            f"{spec.directory / str(spec.whitening)} makes {whitening.dim} columns, {SPEC_FILE} says dim={spec.dim}"
-        )
-    features = spec.dim if whitening is None else len(whitening.mean)
+    whitening = stored_whitening(spec)
+    features = spec.network_dim if whitening is None else len(whitening.mean)
     if spec.architecture == "vgg16" and features != VGG16_FEATURES:
         fix = "give the whitening for it" if whitening is None else "fit the whitening on its embeddings"
         raise EmbedderError(f"vgg16 makes {VGG16_FEATURES} features, not {features}; {fix}")
 
     policy = KERAS_POLICIES[dtype]
-    size = size or spec.size
+    size = spec.size if zoom is None else zoom.size(spec.size)
     if spec.architecture == "vgg16":
-        trained = vgg16_backbone(size=size, dtype=policy)
+        trained = architectures.vgg16_backbone(size=size, dtype=policy)
     else:
-        trained = vgg_copy(size=size, dim=features, gem_p=spec.gem_p)
+        trained = architectures.vgg_copy(size=size, dim=features, gem_p=spec.gem_p)
     if spec.weights == SEEDED:
-        seed_weights(trained, spec.seed)
+        architectures.seed_weights(trained, spec.seed)
     else:
         load_weights(trained, spec)
     if spec.architecture == "vgg16":
-        network = vgg16(trained, gem_p=spec.gem_p)
+        network = architectures.vgg16(trained, gem_p=spec.gem_p)
     else:
-        network = fold_batch_norm(trained, dtype=policy)
+        network = architectures.fold_batch_norm(trained, dtype=policy)
+    if zoom is not None:
+        network = architectures.regional(network, zoom.windows)
 
     images = layers.Input((size, size, 3), dtype="uint8", name="images")
-    rows = rearrange(network)(ops.cast(images, "float32"))
+    pictures = ops.cast(images, "float32")
+    rows = network(pictures)
     if whitening is not None:
         bias = -whitening.mean @ whitening.projection
-        dense = layers.Dense(spec.dim, dtype="float32", name="whitening")
+        dense = layers.Dense(whitening.dim, dtype="float32", name="whitening")
         rows = dense(rows)
         dense.set_weights([whitening.projection, bias])
         rows = layers.UnitNormalization(dtype="float32")(rows)
+    if spec.layout_weight:
+        layouts = (
+            layout(pictures, dim=spec.network_dim)
+            if zoom is None
+            else ops.stack([layout(window, dim=spec.network_dim) for window in zoom.windows(pictures)], axis=1)
+        )
+        rows = with_layout(rows, layouts, weight=spec.layout_weight)
     whole = keras.Model(images, rows, name=spec.architecture)
     whole.compile(jit_compile=keras.backend.backend() == "jax")
     return whole
+
+
+def stored_whitening(spec: EmbedderSpec) -> Whitening | None:
+    """The whitening of an embedder that has one; raises EmbedderError."""
+    if spec.whitening is None:
+        return None
+    path = spec.directory / spec.whitening
+    whitening = read_whitening(path)
+    if whitening.dim != spec.network_dim:
+        raise EmbedderError(
+            f"{path} makes {whitening.dim} columns, {SPEC_FILE} says dim={spec.dim}"
+            + (f", of which {spec.network_dim} are the network's" if spec.layout_weight else "")
+        )
+    return whitening
 
 
 def load_weights(network: keras.Model, spec: EmbedderSpec) -> None:

@@ -45,6 +45,7 @@ class EmbedderSpec:
     `digest` identifies the embeddings, `raw_scorer_digest` the raw scores of their pairs (the embeddings and the pair
     classifier), `scorer_digest` the scores (and the calibration). File names are in none of them. `min_score` is the
     score from which a pair counts as a match unless the user says otherwise: the calibration's where there is one.
+    With a `layout_weight` half of the `dim` columns are those of `embed.layout`.
     """
 
     directory: Path
@@ -57,6 +58,7 @@ class EmbedderSpec:
     weights: str
     seed: int
     whitening: str | None
+    layout_weight: float
     pair_classifier: str | None
     calibration: str | None
     min_score: float
@@ -69,6 +71,11 @@ class EmbedderSpec:
         """The directory's name, for people; `digest` identifies."""
         return self.directory.name
 
+    @property
+    def network_dim(self) -> int:
+        """The columns that the network makes, whitening included; the others are the layout's."""
+        return self.dim // 2 if self.layout_weight else self.dim
+
 
 def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) -> EmbedderSpec:
     """The spec of an embedder shipped with this package (by name) or of a directory; raises EmbedderError.
@@ -78,6 +85,8 @@ def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) ->
     directory = _directory(name_or_dir)
     fields = _read_fields(directory / SPEC_FILE)
     parts: dict[str, object] = {name: fields[name] for name in _EMBEDDING_FIELDS}
+    if fields["layout_weight"]:
+        parts["layout_weight"] = fields["layout_weight"]
     parts["weights"] = _weights_identity(directory, fields)
     parts["whitening"] = _file_sha256(directory, fields["whitening"]) if fields["whitening"] else None
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
@@ -152,6 +161,7 @@ _FIELD_RULES: Final[Mapping[str, tuple[Any, str]]] = {
     "weights": (_is_file_name, f"the name of a file in the same directory, {IMAGENET} or {SEEDED}"),
     "seed": _is_integer(0, 2**63 - 1),
     "whitening": _FILE_OR_NULL,
+    "layout_weight": _is_number(0.0, 1.0),
     "pair_classifier": _FILE_OR_NULL,
     "calibration": _FILE_OR_NULL,
     "min_score": _is_number(0.0, 1.0),
@@ -163,6 +173,7 @@ _DEFAULTS: Final = {
     "preprocessing": SQUEEZE_BICUBIC,
     "seed": 0,
     "whitening": None,
+    "layout_weight": 0.0,
     "pair_classifier": None,
     "calibration": None,
 }
@@ -194,7 +205,10 @@ def _read_fields(path: Path) -> dict[str, Any]:
         raise EmbedderError(f"{path} has weights={IMAGENET!r} for {fields['architecture']}; only vgg16 has them")
     if fields["architecture"] == "vgg16" and fields["size"] < MIN_VGG16_SIZE:
         raise EmbedderError(f"{path} has size={fields['size']}; vgg16 takes at least {MIN_VGG16_SIZE}")
-    fields["gem_p"], fields["min_score"] = float(fields["gem_p"]), float(fields["min_score"])
+    if fields["layout_weight"] and fields["dim"] % 2:
+        raise EmbedderError(f"{path} has dim={fields['dim']} with a layout, which takes half; expected an even number")
+    for name in ("gem_p", "layout_weight", "min_score"):
+        fields[name] = float(fields[name])
     return fields
 
 
@@ -225,26 +239,29 @@ def create_embedder_dir(
     dim: int | None = None,
     seed: int = 0,
     whitening: Whitening | None = None,
+    layout_weight: float = 0.0,
     min_score: float = 0.8,
 ) -> EmbedderSpec:
     """Make an embedder directory at `path`, which must not exist yet; raises EmbedderError.
 
     `weights` is `seeded`, `imagenet` (vgg16 only) or a weights file, which is copied. By default `size` is 96 for
-    vgg_copy and 224 for vgg16, and `dim` what the network or the whitening makes. The directory appears complete or
-    not at all.
+    vgg_copy and 224 for vgg16, and `dim` what the network or the whitening makes, twice that with a layout. The
+    directory appears complete or not at all.
     """
     if architecture not in ARCHITECTURES:
         raise EmbedderError(f"architecture={architecture!r} is unknown; choose {' or '.join(ARCHITECTURES)}")
     natural_dim = VGG16_FEATURES if architecture == "vgg16" else 256
+    network_dim = natural_dim if whitening is None else whitening.dim
     fields: dict[str, object] = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture,
         "size": size if size is not None else {"vgg16": 224}.get(architecture, 96),
-        "dim": dim if dim is not None else natural_dim if whitening is None else whitening.dim,
+        "dim": dim if dim is not None else network_dim * (2 if layout_weight else 1),
         **_DEFAULTS,
         "weights": os.fspath(weights),
         "seed": seed,
         "whitening": None if whitening is None else "whitening.npz",
+        "layout_weight": layout_weight,
         "min_score": min_score,
     }
 

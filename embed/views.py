@@ -13,29 +13,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from embed.embedder import inference_network, limit_threads, rows_of_images
+from embed.embedder import Zoom, inference_network, limit_threads, rows_of_images
 from embed.embedder_dir import DEFAULT_EMBEDDER, EmbedderSpec, describe_embedder
 from embed.preprocessing import to_square
 
 if TYPE_CHECKING:
     import keras
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Zoom:
-    """`grid` x `grid` windows of `share` of each side, in an image that is `factor` times the network's own size."""
-
-    factor: float
-    share: float
-    grid: int
 
 
 TURN_DEGREES: Final = 8
@@ -128,7 +117,7 @@ class ViewEmbedder:
 
 def view_sizes(size: int) -> tuple[int, ...]:
     """The sides of the squares that views are made of, in pixels, for a network that takes `size`."""
-    return (*(round(zoom.factor * size) for zoom in ZOOMS), *(size for _ in VERSIONS))
+    return (*(zoom.size(size) for zoom in ZOOMS), *(size for _ in VERSIONS))
 
 
 def view_squares(pixels: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
@@ -148,12 +137,7 @@ def load_view_embedder(
     spec = describe_embedder(name_or_dir)
     if num_threads is not None:
         limit_threads(num_threads)
-    from embed.architectures import regional  # noqa: PLC0415 - loads Keras
-
-    zoomed = [
-        inference_network(spec, dtype=dtype, size=size, rearrange=partial(regional, share=zoom.share, grid=zoom.grid))
-        for zoom, size in zip(ZOOMS, view_sizes(spec.size)[: len(ZOOMS)], strict=True)
-    ]
+    zoomed = [inference_network(spec, dtype=dtype, zoom=zoom) for zoom in ZOOMS]
     whole = inference_network(spec, dtype=dtype)
     return ViewEmbedder(spec, [*zoomed, *(whole for _ in VERSIONS)], batch_size=batch_size)
 

@@ -36,6 +36,10 @@ class Whitening:
         """Columns of the result."""
         return int(self.projection.shape[1])
 
+    def first(self, dim: int) -> Whitening:
+        """The first `dim` columns of the result alone."""
+        return Whitening(mean=self.mean, projection=self.projection[:, :dim])
+
 
 def fit_whitening(rows: NDArray[np.float32], *, dim: int) -> Whitening:
     """The `dim` strongest principal directions of `(n, features)` rows, each scaled to unit variance."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.architectures import GEM_P, fold_batch_norm, vgg_copy
-from embed.embedder import load_weights
+from embed.embedder import load_weights, stored_whitening
 from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embedder
 from embed.errors import TrainingError
 from embed.keras_backend import keras, layers, ops
@@ -124,7 +124,8 @@ def train_head(
     if settings.source_size < first.size:
         raise TrainingError(f"source_size={settings.source_size} is below size={first.size} of {start_from}")
     keras.utils.set_random_seed(settings.seed)
-    network = vgg_copy(size=first.size, dim=first.dim)
+    whitening = stored_whitening(first)
+    network = vgg_copy(size=first.size, dim=first.network_dim if whitening is None else len(whitening.mean))
     load_weights(network, first)
     trunk, linear = _split(fold_batch_norm(network, dtype="mixed_bfloat16"))
 
@@ -152,8 +153,8 @@ def train_head(
             architecture="vgg_copy",
             weights=weights,
             size=first.size,
-            dim=first.dim,
-            whitening=principal_rotation(rows),
+            whitening=principal_rotation(rows).first(first.network_dim),
+            layout_weight=first.layout_weight,
             min_score=settings.threshold,
         )
     parameters = dataclasses.asdict(settings) | {"trained": "head", "num_photos": len(pixels)}

@@ -38,6 +38,7 @@ _RANGES: Final = {
     "size": (18, 1024),
     "view_size": (18, 1024),
     "dim": (2, 4096),
+    "layout_weight": (0.0, 1.0),
     "source_size": (18, 4096),
     "epochs": (1, 99_999),
     "batch_size": (2, 65_536),
@@ -77,7 +78,8 @@ class TrainingSettings:
 
     `size` is the side of the squares that the finished embedder takes, `view_size` that of the views it is trained on.
     A view shows a part of its photo enlarged, so things come out as large as in training when `size` is somewhat more
-    (Touvron et al., arXiv 1906.06423), and small views cost less.
+    (Touvron et al., arXiv 1906.06423), and small views cost less. The network is trained with `dim` columns; with a
+    `layout_weight` the embedder keeps the first half of them, rotated to their principal axes, beside its layout's.
 
     With a `group_size` above 1 batches are made of groups of that many look-alikes. With `frozen_statistics` batch norm
     keeps the mean and variance it started from, so that the network trained is the network used: batch norm would take
@@ -89,6 +91,7 @@ class TrainingSettings:
     size: int = 112
     view_size: int = 96
     dim: int = 256
+    layout_weight: float = 0.1
     source_size: int = 144
     epochs: int = 13
     batch_size: int = 128
@@ -113,6 +116,10 @@ class TrainingSettings:
         check_ranges(self, _RANGES, error=TrainingError)
         if self.view_size % 6:
             raise TrainingError(f"view_size={self.view_size} is not a multiple of 6, which drawn letters need; try 96")
+        if self.layout_weight and self.dim % 2:
+            raise TrainingError(
+                f"dim={self.dim} is odd, and the layout takes half; give an even one or layout_weight=0"
+            )
         if self.source_size < self.view_size:
             raise TrainingError(
                 f"source_size={self.source_size} is below view_size={self.view_size}; use sharper photos"
@@ -253,13 +260,14 @@ def train_embedder(
     with tempfile.TemporaryDirectory(prefix=".trained-", dir=checkpoints) as folder:
         weights = Path(folder) / "trained.weights.h5"
         network.save_weights(weights)
+        rotation = principal_rotation(_plain_rows(network, pixels, settings))
         trained = create_embedder_dir(
             output,
             architecture="vgg_copy",
             weights=weights,
             size=settings.size,
-            dim=settings.dim,
-            whitening=principal_rotation(_plain_rows(network, pixels, settings)),
+            whitening=rotation.first(settings.dim // 2) if settings.layout_weight else rotation,
+            layout_weight=settings.layout_weight,
             min_score=min_score,
         )
     record(

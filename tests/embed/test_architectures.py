@@ -63,13 +63,14 @@ def test_gem_lies_between_mean_and_maximum() -> None:
 def test_a_region_is_a_window_of_the_features_pooled_like_an_image() -> None:
     """`regional` equals cutting each window out of the features and pooling it by hand, row by row."""
     from embed.architectures import fold_batch_norm, regional, vgg_copy
+    from embed.embedder import Zoom
     from embed.keras_backend import keras
 
     folded = fold_batch_norm(vgg_copy(size=80, dim=16))
     pooled = folded.layers[-3:]
     features_of = keras.Model(folded.input, pooled[0].input)
     head = keras.Sequential([keras.layers.Input((3, 3, 320)), *pooled])
-    regions_of = regional(folded, share=0.6, grid=2)
+    regions_of = regional(folded, Zoom(factor=1.0, share=0.6, grid=2).windows)
     images = np.random.default_rng(0).uniform(0, 255, (3, 80, 80, 3)).astype(np.float32)
     for each in (features_of, head, regions_of):
         each.compile(jit_compile=False)
@@ -84,10 +85,11 @@ def test_a_region_is_a_window_of_the_features_pooled_like_an_image() -> None:
 def test_the_one_window_of_a_whole_image_is_its_embedding() -> None:
     """A grid of one window of everything changes nothing."""
     from embed.architectures import fold_batch_norm, regional, vgg_copy
+    from embed.embedder import Zoom
 
     folded = fold_batch_norm(vgg_copy(size=32, dim=16))
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    whole = regional(folded, share=1.0, grid=1)
+    whole = regional(folded, Zoom(factor=1.0, share=1.0, grid=1).windows)
     for each in (folded, whole):
         each.compile(jit_compile=False)
 

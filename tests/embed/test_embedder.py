@@ -57,7 +57,7 @@ def test_the_digest_is_stable(tmp_path: Path) -> None:
 
 
 def test_whatever_decides_embeddings_changes_the_digest(tmp_path: Path) -> None:
-    """Architecture, size, dim, pooling, weights and whitening each lead to another digest."""
+    """Architecture, size, dim, pooling, weights, whitening and layout each lead to another digest."""
     (tmp_path / "a.weights.h5").write_bytes(b"a")
     (tmp_path / "b.weights.h5").write_bytes(b"b")
     whitening = fit_whitening(np.random.default_rng(0).standard_normal((99, 512)).astype(np.float32), dim=24)
@@ -70,6 +70,8 @@ def test_whatever_decides_embeddings_changes_the_digest(tmp_path: Path) -> None:
         seeded(tmp_path / "5", weights=tmp_path / "b.weights.h5"),
         seeded(tmp_path / "6", architecture="vgg16"),
         seeded(tmp_path / "7", architecture="vgg16", whitening=whitening),
+        seeded(tmp_path / "9", layout_weight=0.1),
+        seeded(tmp_path / "10", layout_weight=0.2),
     ]
     rewrite(seeded(tmp_path / "8").directory, gem_p=4)
     specs.append(describe_embedder(tmp_path / "8"))
@@ -131,6 +133,8 @@ def test_a_refused_directory_leaves_nothing_behind(tmp_path: Path, options: dict
         ({"pooling": "max"}, "pooling='max'; expected gem"),
         ({"gem_p": float("nan")}, "gem_p=nan"),
         ({"preprocessing": []}, "preprocessing=[]"),
+        ({"layout_weight": 1.5}, "layout_weight=1.5; expected a number in 0.0..1.0"),
+        ({"layout_weight": 0.1, "dim": 25}, "dim=25 with a layout, which takes half; expected an even number"),
         ({"colour": "blue"}, "unknown fields ['colour']"),
     ],
 )
@@ -264,6 +268,28 @@ def test_whitening_is_applied_before_unit_length(tmp_path: Path, embedder: Embed
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
 
     np.testing.assert_allclose(load_embedder(spec.directory).embed(images(60)), expected, atol=1e-3)
+
+
+@pytest.mark.tensorflow
+def test_a_layout_stands_beside_the_network(tmp_path: Path) -> None:
+    """Half of the columns are the network's, half the layout's, and a row is of unit length."""
+    from embed.layout import layout
+
+    network = load_embedder(seeded(tmp_path / "plain", dim=12).directory).embed(images(3))
+    rows = load_embedder(seeded(tmp_path / "both", layout_weight=0.25).directory).embed(images(3))
+
+    expected = np.hstack([network, 0.5 * np.asarray(layout(images(3), dim=12))]) / np.sqrt(1.25)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@pytest.mark.tensorflow
+def test_a_whitening_that_leaves_no_columns_for_the_layout_is_refused(tmp_path: Path) -> None:
+    """With a layout the whitening makes half of `dim`."""
+    whitening = fit_whitening(np.random.default_rng(0).standard_normal((99, 24)).astype(np.float32), dim=10)
+    spec = seeded(tmp_path / "e", whitening=whitening, layout_weight=0.1, dim=10)
+
+    with pytest.raises(EmbedderError, match=r"makes 10 columns.*dim=10, of which 5 are the network's"):
+        load_embedder(spec.directory)
 
 
 @pytest.mark.tensorflow

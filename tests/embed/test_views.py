@@ -14,6 +14,7 @@ from embed.embedder import load_embedder
 from embed.embedder_dir import create_embedder_dir
 from embed.errors import EmbedderError
 from embed.evaluation.edits import caption, color, gray, rephotograph, rotate_10
+from embed.layout import layout
 from embed.preprocessing import to_square
 from embed.views import NUM_VIEWS, ViewEmbedder, load_view_embedder
 from embed.whitening import fit_whitening
@@ -109,6 +110,19 @@ def test_views_are_whitened_like_embeddings(tmp_path: Path) -> None:
     projected = (before - whitening.mean) @ whitening.projection
     unit = projected / np.linalg.norm(projected, axis=1, keepdims=True)
     np.testing.assert_allclose(after, unit, atol=1e-4)
+
+
+def test_a_view_has_the_layout_of_its_own_part(tmp_path: Path) -> None:
+    """Windows have that of the pixels they show, versions that of their squares."""
+    create_embedder_dir(tmp_path / "e", architecture="vgg_copy", weights="seeded", size=48, dim=24, layout_weight=0.25)
+    views = load_view_embedder(tmp_path / "e")
+    squares = [square[None] for square in views.squares(photo())]
+
+    layouts = views_of(views, [photo()])[0, :, 12:] * np.sqrt(1.25) / 0.5
+
+    first_window, last_window = squares[0][:, :45, :45], squares[1][:, -51:, -51:]
+    for place, part in ((0, first_window), (12, last_window), (13, squares[2]), (17, squares[-1])):
+        np.testing.assert_allclose(layouts[place], np.asarray(layout(part, dim=12))[0], atol=1e-4)
 
 
 def test_an_unknown_precision_is_refused(tiny_embedder: str) -> None:

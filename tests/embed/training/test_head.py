@@ -12,6 +12,7 @@ from PIL import Image
 
 from embed.embedder_dir import EmbedderSpec, create_embedder_dir
 from embed.errors import TrainingError
+from embed.whitening import principal_rotation
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -110,6 +111,24 @@ def test_training_lowers_the_loss(tmp_path: Path, photos: Path, first: EmbedderS
     assert many.parents == {"start_from": first.digest}
     assert many.parameters.items() >= {"trained": "head", "epochs": 60, "num_photos": 20}.items()
     assert many.data == few.data
+
+
+def test_a_layout_is_kept(tmp_path: Path, photos: Path, first: EmbedderSpec) -> None:
+    """The head of an embedder with a layout is trained with all columns of the network, and half of them are kept."""
+    rows = np.random.default_rng(3).standard_normal((64, DIM)).astype(np.float32)
+    both = create_embedder_dir(
+        tmp_path / "both",
+        architecture="vgg_copy",
+        weights=first.directory / first.weights,
+        size=SIZE,
+        whitening=principal_rotation(rows).first(DIM // 2),
+        layout_weight=0.2,
+    )
+
+    second = trained(photos, both, tmp_path / "second", epochs=1)
+
+    assert (second.dim, second.network_dim, second.layout_weight) == (DIM, DIM // 2, 0.2)
+    assert cosines(second).shape == (12, 12)
 
 
 def test_settings_out_of_range_are_refused() -> None:

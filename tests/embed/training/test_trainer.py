@@ -88,7 +88,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 
     resumed = train_embedder(photos, tmp_path / "c2", tiny(), output=tmp_path / "resumed", verbose=0)
 
-    assert (whole.size, whole.dim) == (20, 8)
+    assert (whole.size, whole.dim, whole.layout_weight) == (20, 8, 0.1)
     for expected, actual in zip(weights(whole.directory), weights(resumed.directory), strict=True):
         assert np.isfinite(actual).all()
         np.testing.assert_allclose(actual, expected, atol=1e-6)
