@@ -52,7 +52,7 @@ class Evidence:
 @click.command(name="calibrate", help=HELP)
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The embedder directory to write.")
-@click.option("--thorough", is_flag=True, help="Compare parts and versions of each image too; twelve times as long.")
+@click.option("--thorough", is_flag=True, help="Compare parts and versions of each image too; eleven times as long.")
 @click.option("--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True)
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
 @click.option("--distractors", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of others.")

@@ -81,7 +81,7 @@ class Evaluated:
 @click.option(
     "--thorough",
     is_flag=True,
-    help="Compare parts and versions of each image too, as `neardup dedup --thorough` does; twelve times as long.",
+    help="Compare parts and versions of each image too, as `neardup dedup --thorough` does; eleven times as long.",
 )
 @click.option(
     "--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Of the table by kind."

@@ -126,7 +126,7 @@ def matching_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--thorough",
                 is_flag=True,
-                help="Find crops to a quarter, gray, turned and framed copies too; embeds twelve times as long.",
+                help="Find crops to a quarter, gray, turned and framed copies too; embeds eleven times as long.",
             ),
         )
     ):

@@ -13,7 +13,7 @@ from PIL import Image
 from embed.embedder import load_embedder
 from embed.embedder_dir import create_embedder_dir
 from embed.errors import EmbedderError
-from embed.evaluation.edits import caption, color, gray, rephotograph, rotate_10
+from embed.evaluation.edits import caption, gray, rephotograph, rotate_10
 from embed.layout import layout
 from embed.preprocessing import to_square
 from embed.views import NUM_VIEWS, ViewEmbedder, load_view_embedder
@@ -75,9 +75,7 @@ def test_a_crop_is_closer_to_a_view_than_to_the_whole(area: float, place: float)
     assert nearest > float(of_whole @ of_crop) + 0.02
 
 
-@pytest.mark.parametrize(
-    ("edit", "place"), [(gray, -5), (rotate_10, -4), (color, -3), (caption, -2), (rephotograph, -1)]
-)
+@pytest.mark.parametrize(("edit", "place"), [(gray, -4), (rotate_10, -3), (caption, -2), (rephotograph, -1)])
 def test_a_version_finds_a_copy_that_was_edited_so(
     edit: Callable[[Image.Image, np.random.Generator], Image.Image], place: int
 ) -> None:
@@ -121,7 +119,7 @@ def test_a_view_has_the_layout_of_its_own_part(tmp_path: Path) -> None:
     layouts = views_of(views, [photo()])[0, :, 12:] * np.sqrt(1.25) / 0.5
 
     first_window, last_window = squares[0][:, :45, :45], squares[1][:, -51:, -51:]
-    for place, part in ((0, first_window), (12, last_window), (13, squares[2]), (17, squares[-1])):
+    for place, part in ((0, first_window), (12, last_window), (13, squares[2]), (16, squares[-1])):
         np.testing.assert_allclose(layouts[place], np.asarray(layout(part, dim=12))[0], atol=1e-4)
 
 
