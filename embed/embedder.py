@@ -214,7 +214,9 @@ def inference_network(
         layouts = (
             layout(pictures, dim=spec.network_dim)
             if zoom is None
-            else ops.stack([layout(window, dim=spec.network_dim) for window in zoom.windows(pictures)], axis=1)
+            else ops.stack(
+                [layout(window, dim=spec.network_dim, blank=-1.0) for window in zoom.windows(pictures)], axis=1
+            )
         )
         rows = with_layout(rows, layouts, weight=spec.layout_weight)
     whole = keras.Model(images, rows, name=spec.architecture)

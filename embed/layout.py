@@ -23,6 +23,7 @@ Tensor = Any
 
 _LUMA: Final = (0.299, 0.587, 0.114)
 _STEEPNESS: Final = 4.0
+_BLANK: Final = 1e-3
 
 
 def with_layout(rows: Tensor, layouts: Tensor, *, weight: float) -> Tensor:
@@ -34,10 +35,11 @@ def with_layout(rows: Tensor, layouts: Tensor, *, weight: float) -> Tensor:
     return layers.UnitNormalization(dtype="float32")(both)
 
 
-def layout(pictures: Tensor, *, dim: int) -> Tensor:
-    """`(n, side, side, 3)` in 0..255 -> `(n, dim)` unit rows; that of a picture of one color is 0.
+def layout(pictures: Tensor, *, dim: int, blank: float = 1.0) -> Tensor:
+    """`(n, side, side, 3)` in 0..255 -> `(n, dim)` unit rows, the same for mirror images and quarter turns.
 
-    It is the same for all mirror images and quarter turns of a picture.
+    A picture of one color has no signs; all its columns are that of `blank`. Windows get -1: what has a black corner is
+    no copy of a black image.
     """
     low, high = frequencies(dim)
     waves = cosines(pictures.shape[1], count=int(high[-1]))
@@ -51,7 +53,7 @@ def layout(pictures: Tensor, *, dim: int) -> Tensor:
     )
     deviation = ops.sqrt(ops.mean(ops.square(across) + ops.square(down), axis=1, keepdims=True) / 2 + 1.0)
     signs = [ops.tanh(_STEEPNESS * amplitudes / deviation) for amplitudes in (across, down)]
-    return layers.UnitNormalization(dtype="float32")(signs[0] * signs[1])
+    return layers.UnitNormalization(dtype="float32")(signs[0] * signs[1] + _BLANK * blank)
 
 
 def frequencies(dim: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -51,7 +51,7 @@ def test_a_layout_is_that_of_its_definition() -> None:
     pairs = [(1, 3), (2, 4), (1, 5), (3, 5), (2, 6), (4, 6)]
     both = np.array([[amplitude(luma, *pair), amplitude(luma, *pair[::-1])] for pair in pairs])
     both *= np.hypot(*np.array(pairs).T)[:, None]
-    products = np.tanh(4 * both / math.sqrt((both**2).mean() + 1)).prod(axis=1)
+    products = np.tanh(4 * both / math.sqrt((both**2).mean() + 1)).prod(axis=1) + 1e-3
 
     np.testing.assert_allclose(layouts(picture[None], dim=6)[0], products / np.linalg.norm(products), atol=1e-4)
 
@@ -81,9 +81,13 @@ def test_colors_do_not_matter(edit: Callable[[Image.Image, np.random.Generator],
     assert abs(of_one @ of_stranger) < 0.5
 
 
-def test_a_picture_of_one_color_has_none() -> None:
-    """There are no signs where nothing is."""
-    np.testing.assert_allclose(layouts(np.full((1, SIZE, SIZE, 3), 77, np.uint8)), 0.0, atol=1e-6)
+@pytest.mark.parametrize("blank", [1.0, -1.0])
+@pytest.mark.parametrize("shade", [0, 77, 255])
+def test_a_picture_of_one_color_has_the_layout_given(shade: int, blank: float) -> None:
+    """There are no signs where nothing is, and a row is of unit length all the same."""
+    rows = np.asarray(layout(np.full((1, SIZE, SIZE, 3), shade, np.uint8), dim=32, blank=blank))
+
+    np.testing.assert_allclose(rows, blank / np.sqrt(32), atol=1e-2)
 
 
 def test_the_cosine_weighs_network_and_layout() -> None:

@@ -16,7 +16,7 @@ from embed.errors import EmbedderError
 from embed.evaluation.edits import caption, gray, rephotograph, rotate_10
 from embed.layout import layout
 from embed.preprocessing import to_square
-from embed.views import NUM_VIEWS, ViewEmbedder, load_view_embedder
+from embed.views import NUM_VIEWS, VIEW_MARGINS, ViewEmbedder, load_view_embedder
 from embed.whitening import fit_whitening
 
 pytestmark = [
@@ -111,7 +111,7 @@ def test_views_are_whitened_like_embeddings(tmp_path: Path) -> None:
 
 
 def test_a_view_has_the_layout_of_its_own_part(tmp_path: Path) -> None:
-    """Windows have that of the pixels they show, versions that of their squares."""
+    """Windows have that of the pixels they show, where these are not blank, versions that of their squares."""
     create_embedder_dir(tmp_path / "e", architecture="vgg_copy", weights="seeded", size=48, dim=24, layout_weight=0.25)
     views = load_view_embedder(tmp_path / "e")
     squares = [square[None] for square in views.squares(photo())]
@@ -119,8 +119,18 @@ def test_a_view_has_the_layout_of_its_own_part(tmp_path: Path) -> None:
     layouts = views_of(views, [photo()])[0, :, 12:] * np.sqrt(1.25) / 0.5
 
     first_window, last_window = squares[0][:, :45, :45], squares[1][:, -51:, -51:]
-    for place, part in ((0, first_window), (12, last_window), (13, squares[2]), (16, squares[-1])):
-        np.testing.assert_allclose(layouts[place], np.asarray(layout(part, dim=12))[0], atol=1e-4)
+    for place, part, blank in ((0, first_window, -1), (12, last_window, -1), (13, squares[2], 1), (16, squares[-1], 1)):
+        np.testing.assert_allclose(layouts[place], np.asarray(layout(part, dim=12, blank=blank))[0], atol=1e-4)
+
+
+def test_a_black_corner_is_no_black_image() -> None:
+    """With the shipped weights no window of one color takes a picture for a copy of an image of that color."""
+    embedder, views = load_embedder(), load_view_embedder()
+    corner = photo().copy()
+    corner[:200, :260] = 0
+    black = embedder.embed(np.zeros((1, embedder.spec.size, embedder.spec.size, 3), np.uint8))[0]
+
+    assert float((views_of(views, [corner])[0] @ black - VIEW_MARGINS).max()) < 0.8
 
 
 def test_an_unknown_precision_is_refused(tiny_embedder: str) -> None:
