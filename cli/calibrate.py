@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import tracking_uri_option
+from cli.options import dtype_option, tracking_uri_option
 
 if TYPE_CHECKING:
     from cli.cluster_precision import ClusterPrecision
@@ -55,6 +55,7 @@ class Evidence:
 @click.option("--thorough", is_flag=True, help="Compare parts and versions of each image too; eleven times as long.")
 @click.option("--precision", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True)
 @click.option("--embedder", default="vgg_copy", show_default=True, help="Built-in embedder, or an embedder directory.")
+@dtype_option
 @click.option("--distractors", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of others.")
 @click.option("--num-distractors", type=click.IntRange(min=0), default=1000, show_default=True)
 @click.option("--num-photos", type=click.IntRange(min=1), default=2000, show_default=True, help="Draw up to so many.")
@@ -79,6 +80,7 @@ def command(
     thorough: bool,
     precision: float,
     embedder: str,
+    dtype: str,
     distractors: Path | None,
     num_distractors: int,
     num_photos: int,
@@ -106,7 +108,7 @@ def command(
     if report is not None and not report.parent.is_dir():
         raise click.UsageError(f"--report {report}: the folder {report.parent} does not exist")
     spec = describe_embedder(embedder)
-    (descriptor,) = load_descriptors(["embedder"], embedder=embedder, thorough=thorough)
+    (descriptor,) = load_descriptors(["embedder"], embedder=embedder, dtype=dtype, thorough=thorough)
     if pairs is not None:
         evidence = _judged_pairs(pairs, images or pairs.parent, descriptor)
     else:
@@ -157,6 +159,7 @@ def command(
         parameters={
             "edits": edits,
             "thorough": thorough,
+            "dtype": dtype,
             "target": precision,
             "true_pairs_per_query": prior.true_pairs_per_query,
             "corpus_size": prior.corpus_size,

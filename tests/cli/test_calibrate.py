@@ -57,7 +57,8 @@ def calibrated(
 ) -> tuple[dict[str, object], Path]:
     """What `calibrate --json` said, and the folder with the embedder and the report."""
     folder = tmp_path_factory.mktemp("calibrated")
-    arguments = [photos, "--output", folder / "mine", "--precision", 0.9, "--report", folder / "report.html", "--json"]
+    arguments = [photos, "--output", folder / "mine", "--precision", 0.9, "--report", folder / "report.html"]
+    arguments += ["--dtype", "bfloat16", "--json"]
     result = CliRunner().invoke(
         calibrate.command, [*map(str, arguments), "--tracking-uri", tracking_uri], catch_exceptions=False
     )
@@ -74,12 +75,13 @@ def test_the_directory_scores_with_the_calibration(calibrated: tuple[dict[str, o
 
 
 def test_lineage_says_what_it_was_calibrated_on(calibrated: tuple[dict[str, object], Path], tracking_uri: str) -> None:
-    """The directory and the tracking store name the photos' digest, the prior and the precision."""
+    """The directory and the tracking store name the photos' digest, the prior and both precisions."""
     figures, folder = calibrated
     lineage = read_lineages(folder / "mine")[ModelKind.CALIBRATION]
     assert lineage.digest == figures["calibration digest"]
     assert lineage.parents["embedder"] == figures["embedder digest"]
     assert (lineage.parameters["target"], lineage.parameters["photos"]) == (0.9, NUM_PHOTOS)
+    assert lineage.parameters["dtype"] == "bfloat16"
     with sqlite3.connect(tracking_uri.removeprefix("sqlite:///")) as store:
         logged = store.execute("SELECT COUNT(*) FROM tags WHERE value = ?", [lineage.digest]).fetchone()
     assert logged[0] >= 1
