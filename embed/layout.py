@@ -24,6 +24,7 @@ Tensor = Any
 _LUMA: Final = (0.299, 0.587, 0.114)
 _STEEPNESS: Final = 4.0
 _BLANK: Final = 1e-3
+"""Little beside products of signs, much beside what rounding leaves of a picture of one color."""
 
 
 def with_layout(rows: Tensor, layouts: Tensor, *, weight: float) -> Tensor:
