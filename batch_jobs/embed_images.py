@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from batch_jobs import schemas
 from batch_jobs.catalogue import arriving_rows, image_bytes, list_images
 from batch_jobs.changes import Changes
+from batch_jobs.errors import SessionError
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
 from batch_jobs.session import ROWS_PER_GROUP, write_arrow, write_table
@@ -49,6 +50,18 @@ class EmbedTask:
     num_threads: int
     root: str
     limits: ImageLimits
+
+
+def embed_task(
+    *, embedder: str, dtype: str, resources: EmbedResources, root: str | Path, limits: ImageLimits
+) -> EmbedTask:
+    """The task of a worker that has `resources`; raises SessionError when it would leave its GPU idle."""
+    if resources.profile is not None and dtype == "int8":
+        raise SessionError(
+            "dtype=int8 runs on CPUs, and this session gives a GPU to each task that embeds; "
+            "give --dtype bfloat16 (or float32), or leave the settings of GPUs out"
+        )
+    return EmbedTask(embedder=embedder, dtype=dtype, num_threads=resources.num_cores, root=str(root), limits=limits)
 
 
 def embed_images(

@@ -14,13 +14,17 @@ from lsh.candidates import CandidateParams
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What made the embeddings of a run, their dimension, what scores their pairs, and the lowest score of a match."""
+    """What made the embeddings of a run, their dimension, what scores their pairs, and the lowest score of a match.
+
+    `dtype` is the precision in which images are embedded.
+    """
 
     digest: str
     dim: int
     scorer: PairScorer
     scorer_digest: str
     min_score: float
+    dtype: str
 
 
 def candidate_params(settings: RunSettings, model: Model) -> CandidateParams:
@@ -34,6 +38,7 @@ def model_of(source: Source, settings: RunSettings) -> Model:
     Embeddings that the embedder did not make are scored by their cosine; raises SourceError when no threshold is given.
     """
     spec = describe_embedder(settings.embedder)
+    dtype = settings.dtype or spec.default_dtype
     if source.kind is SourceKind.EMBEDDINGS:
         given = read_embeddings(source.path)
         if given.digest != spec.digest:
@@ -42,6 +47,7 @@ def model_of(source: Source, settings: RunSettings) -> Model:
                     f"source {settings.source} was embedded by {given.digest[:12]}, for which no threshold is known; "
                     "give --min-score, for example 0.8"
                 )
-            return Model(given.digest, given.embeddings.shape[1], PairScorer(), given.digest, settings.min_score)
+            dim = given.embeddings.shape[1]
+            return Model(given.digest, dim, PairScorer(), given.digest, settings.min_score, dtype)
     min_score = spec.min_score if settings.min_score is None else settings.min_score
-    return Model(spec.digest, spec.dim, load_pair_scorer(spec), spec.scorer_digest, min_score)
+    return Model(spec.digest, spec.dim, load_pair_scorer(spec), spec.scorer_digest, min_score, dtype)

@@ -58,6 +58,7 @@ from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, digest
 from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
+from embed.embedder_dir import DTYPES
 from embed.errors import EmbedError
 from embed.views import VIEW_MARGINS, describe_views
 from lsh.errors import LshError
@@ -286,7 +287,7 @@ def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
     """What all nights of a workspace share: matches of known pairs stay, so new ones are made by the same rules."""
     return {
         "embedder": model.digest,
-        "dtype": settings.dtype,
+        "dtype": model.dtype,
         "terms": replace(settings.terms, dim=model.dim).to_json(),
         "candidates": asdict(candidate_params(settings, model)),
         "scorer": model.scorer_digest,
@@ -390,7 +391,9 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="folder, glob, .parquet table or .npz of embeddings")
     parser.add_argument("--workspace", required=True, type=Path, help="folder that driver and executors share")
     parser.add_argument("--embedder", default="vgg_copy", help="built-in embedder, or a directory on every executor")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the network; int8, where there is one, by default"
+    )
     parser.add_argument("--min-score", type=float, help="lowest score of a match; the embedder's own by default")
     parser.add_argument("--thorough", action="store_true", help="compare parts and versions of each image too")
     parser.add_argument("--max-reject-ratio", type=float, default=1.0)

@@ -110,7 +110,7 @@ class Pipeline:
         self.decisions = read_decisions(workspace.folder)
         self.known = known
         self.changes = changes
-        identity = {"embedder": self.model.digest, "dtype": settings.dtype, "terms": self.terms.to_json()}
+        identity = {"embedder": self.model.digest, "dtype": self.model.dtype, "terms": self.terms.to_json()}
         workspace.claim(identity)
 
     @property
@@ -121,7 +121,7 @@ class Pipeline:
             "fingerprint": self.source.fingerprint,
             "limits": as_json(self.settings.limits),
             "embedder": self.model.digest,
-            "dtype": self.settings.dtype,
+            "dtype": self.model.dtype,
             "terms": self.terms.to_json(),
             "candidates": asdict(self.candidates),
             "scorer": self.model.scorer_digest,
@@ -271,18 +271,18 @@ class Pipeline:
                 num_tasks=self._num_embed_tasks,
             )
 
-        inputs = {"catalogue": catalogued.key, "embedder": self.model.digest, "dtype": self.settings.dtype}
+        inputs = {"catalogue": catalogued.key, "embedder": self.model.digest, "dtype": self.model.dtype}
         output = self.workspace.step(embed_images.STEP, inputs=inputs, write=write, tables=embed_images.TABLES)
         rejected = catalogued.num_rows["rejects"] + output.num_rows["rejects"]
         self._check_rejects(rejected, catalogued.num_rows["catalogue"] + catalogued.num_rows["rejects"])
         return output
 
     def _embed_task(self, resources: EmbedResources) -> embed_images.EmbedTask:
-        return embed_images.EmbedTask(
+        return embed_images.embed_task(
             embedder=_wherever_workers_run(self.settings.embedder),
-            dtype=self.settings.dtype,
-            num_threads=resources.num_cores,
-            root=str(self.source.root),
+            dtype=self.model.dtype,
+            resources=resources,
+            root=self.source.root,
             limits=self.settings.limits,
         )
 

@@ -20,16 +20,16 @@ class RunSettings:
     """Everything that decides the result of a run, and how it is computed.
 
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
-    the embeddings. `num_partitions` None means: from the number of cores. Where `verified` is False no codes are
-    compared: candidates of `min_shared_terms` are matches. A `thorough` run compares images with the views of others
-    too, which needs codes. `candidates` None are those for the lowest similarity of a match. `prediction` is what the
-    plan of `neardup tune` foretold, kept to be held against the outcome.
+    the embeddings; None is the embedder's own. `num_partitions` None means: from the number of cores. Where `verified`
+    is False no codes are compared: candidates of `min_shared_terms` are matches. A `thorough` run compares images with
+    the views of others too, which needs codes. `candidates` None are those for the lowest similarity of a match.
+    `prediction` is what the plan of `neardup tune` foretold, kept to be held against the outcome.
     """
 
     source: str
     workspace: Path
     embedder: str = "vgg_copy"
-    dtype: str = "float32"
+    dtype: str | None = None
     min_score: float | None = None
     min_shared_terms: int = 1
     verified: bool = True

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as f
 
 from batch_jobs import schemas
-from batch_jobs.embed_images import EmbedTask, decode_square, embed_decoded, load_once
+from batch_jobs.embed_images import EmbedTask, decode_square, embed_decoded, embed_task, load_once
 from batch_jobs.errors import BatchError, SessionError, SourceError
 from batch_jobs.gpus import embed_resources, own_workers, use_assigned_gpu
 from batch_jobs.operator_errors import operator_errors
@@ -90,7 +90,7 @@ class StreamSettings:
     checkpoint: Path
     connection: Connection
     embedder: str = "vgg_copy"
-    dtype: str = "float32"
+    dtype: str | None = None
     min_score: float | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     lateness: str = "1 hour"
@@ -234,11 +234,11 @@ def _register(
 ) -> None:
     resources = embed_resources(spark)
     task = RegisterTask(
-        embed=EmbedTask(
+        embed=embed_task(
             embedder=settings.embedder,
-            dtype=settings.dtype,
-            num_threads=resources.num_cores,
-            root=str(Path(settings.source).resolve()),
+            dtype=settings.dtype or describe_embedder(settings.embedder).default_dtype,
+            resources=resources,
+            root=Path(settings.source).resolve(),
             limits=settings.limits,
         ),
         connection=settings.connection,

@@ -20,6 +20,7 @@ from batch_jobs.pipeline import VIEW_STEPS, Run, run_pipeline
 from batch_jobs.run_records import finish_record
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
+from embed.embedder_dir import DTYPES
 from embed.errors import EmbedError
 from lsh.errors import LshError
 
@@ -30,7 +31,9 @@ def main(*, until: str = LAST_STEP) -> None:
     parser.add_argument("--source", required=True, help="folder, glob, .parquet table or .npz of embeddings")
     parser.add_argument("--workspace", required=True, type=Path, help="folder that driver and executors share")
     parser.add_argument("--embedder", default="vgg_copy", help="built-in embedder, or a directory on every executor")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the network; int8, where there is one, by default"
+    )
     parser.add_argument("--min-score", type=float, help="lowest score of a match; the embedder's own by default")
     parser.add_argument(
         "--thorough",

@@ -155,7 +155,7 @@ def judged(answer: Answer, photo: int, linked: set[tuple[int, int]]) -> Iterator
 @click.option("--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="CSV a,b,label of PHOTOS.")
 @click.option("--edited", type=click.IntRange(1), default=200, show_default=True, help="Photos that are edited.")
 @click.option("--edits", type=click.Choice(["default", "harder"]), default="default", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), default="int8", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(

@@ -80,7 +80,7 @@ def command(
     thorough: bool,
     precision: float,
     embedder: str,
-    dtype: str,
+    dtype: str | None,
     distractors: Path | None,
     num_distractors: int,
     num_photos: int,
@@ -159,7 +159,7 @@ def command(
         parameters={
             "edits": edits,
             "thorough": thorough,
-            "dtype": dtype,
+            "dtype": dtype or spec.default_dtype,
             "target": precision,
             "true_pairs_per_query": prior.true_pairs_per_query,
             "corpus_size": prior.corpus_size,

@@ -117,7 +117,7 @@ def _parameters(run: Run) -> dict[str, str]:
     terms, candidates = as_json(run.settings.terms), as_json(candidate_params(run.settings, run.model))
     return {
         "source": run.settings.source,
-        "embedder": f"{run.settings.embedder} ({run.settings.dtype})",
+        "embedder": f"{run.settings.embedder} ({run.model.dtype})",
         **{f"{name} digest": model.digest for name, model in _scoring_models(run).items()},
         "min_score": f"{run.model.min_score:g}",
         **{f"terms.{name}": str(value) for name, value in terms.items()},

@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": ("cli.calibrate", "Choose the threshold for a precision."),
     "train-embedder": ("cli.train_embedder", "Train the network on your own photos."),
     "train-head": ("cli.train_head", "Train an embedder's last layer alone."),
+    "quantize": ("cli.quantize", "Give an embedder an int8 network, for CPUs."),
     "train-classifier": ("cli.train_classifier", "Train the second stage, which looks at pairs."),
     "runs": ("cli.runs", "Look at runs, compare, resume and clean up."),
     "cluster": ("cli.cluster", "Look at a cluster; split or merge by hand."),

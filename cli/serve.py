@@ -94,7 +94,7 @@ def command(
     insecure: bool,
     embedding_only: bool,
     embedder: str,
-    dtype: str,
+    dtype: str | None,
     thorough: bool,
     max_mib: int,
     max_megapixels: int,

@@ -67,7 +67,7 @@ def command(
     once: bool,
     interval: float,
     embedder: str,
-    dtype: str,
+    dtype: str | None,
     min_score: float | None,
     lateness: str,
     repeats_within: str,

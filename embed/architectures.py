@@ -1,6 +1,7 @@
 """The networks that turn pixels into embeddings, in backend-neutral Keras 3.
 
-Every network maps `(n, size, size, 3)` RGB in 0..255 to `(n, dim)` float32 unit rows.
+`vgg_copy` maps `(n, size, size, 3)` RGB in 0..255 to `(n, dim)` float32 unit rows, as it is trained, `vgg16` to
+features, which `embed.head` pools.
 
 Sources: VGG, Simonyan and Zisserman, arXiv 1409.1556; GeM pooling, Radenovic et al., arXiv 1711.02512, eq. 3;
 the descriptor head (linear projection, normalisation) follows SSCD, Pizzi et al., arXiv 2202.10261, section 4;
@@ -9,7 +10,6 @@ folding batch norm, Jacob et al., arXiv 1712.05877, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -70,30 +70,11 @@ def vgg16_backbone(*, size: int, dtype: str = "float32") -> keras.Model:
         keras.config.set_dtype_policy(policy)
 
 
-def vgg16(backbone: keras.Model, *, gem_p: float = GEM_P) -> keras.Model:
-    """`backbone` with its input in Caffe's order and range (BGR, ImageNet's mean removed), GeM and unit length."""
+def vgg16(backbone: keras.Model) -> keras.Model:
+    """`backbone` with its input in Caffe's order and range: BGR, ImageNet's mean removed."""
     images = layers.Input(backbone.input_shape[1:], dtype="float32", name="images")
-    x = ops.flip(images, axis=-1) - ops.convert_to_tensor(IMAGENET_BGR_MEAN, "float32")
-    x = GeneralizedMeanPooling(gem_p)(backbone(x))
-    x = layers.UnitNormalization(dtype="float32", name="embedding")(x)
-    return keras.Model(images, x, name="vgg16")
-
-
-def regional(network: keras.Model, windows: Callable[[Any], list[Any]]) -> keras.Model:
-    """`network` on windows of what its GeM pools: `(n, size, size, 3)` -> `(n, number of windows, dim)`.
-
-    `windows` cuts them out of `(n, side, side, c)` features. One pass serves them all. Source: R-MAC, Tolias et al.,
-    arXiv 1511.05879, section 3.2.
-    """
-    pooling = next(layer for layer in network.layers if isinstance(layer, GeneralizedMeanPooling))
-    head = network.layers[network.layers.index(pooling) :]
-    rows = []
-    for window in windows(pooling.input):
-        x = window
-        for layer in head:
-            x = layer(x)
-        rows.append(x)
-    return keras.Model(network.input, ops.stack(rows, axis=1), name=network.name)
+    caffe = ops.flip(images, axis=-1) - ops.convert_to_tensor(IMAGENET_BGR_MEAN, "float32")
+    return keras.Model(images, backbone(caffe), name="vgg16")
 
 
 def seed_weights(network: keras.Model, seed: int) -> None:

@@ -25,6 +25,7 @@ from embed.preprocessing import SQUEEZE_BICUBIC
 from embed.whitening import Whitening, whitening_bytes
 
 FORMAT_VERSION: Final = 1
+DTYPES: Final = ("float32", "bfloat16", "int8")
 DEFAULT_EMBEDDER: Final = "vgg_copy"
 ARCHITECTURES: Final = ("vgg_copy", "vgg16")
 SEEDED: Final = "seeded"
@@ -36,6 +37,7 @@ VGG16_FEATURES: Final = 512
 MIN_VGG16_SIZE: Final = 32
 _WEIGHTS_FOLDER: Final = Path(__file__).parent / "weights"
 SPEC_FILE: Final = "embedder.json"
+QUANTIZED_FILE: Final = "int8.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class EmbedderSpec:
     seed: int
     whitening: str | None
     layout_weight: float
+    quantized: str | None
     pair_classifier: str | None
     calibration: str | None
     min_score: float
@@ -76,6 +79,11 @@ class EmbedderSpec:
         """The columns that the network makes, whitening included; the others are the layout's."""
         return self.dim // 2 if self.layout_weight else self.dim
 
+    @property
+    def default_dtype(self) -> str:
+        """The precision that embeddings are made in unless the user says otherwise: int8 where it has been prepared."""
+        return "int8" if self.quantized else "float32"
+
 
 def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) -> EmbedderSpec:
     """The spec of an embedder shipped with this package (by name) or of a directory; raises EmbedderError.
@@ -89,6 +97,8 @@ def describe_embedder(name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER) ->
         parts["layout_weight"] = fields["layout_weight"]
     parts["weights"] = _weights_identity(directory, fields)
     parts["whitening"] = _file_sha256(directory, fields["whitening"]) if fields["whitening"] else None
+    if fields["quantized"]:
+        parts["quantized"] = _file_sha256(directory, fields["quantized"])
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     raw_scorer_digest = _extended(digest, directory, fields["pair_classifier"])
@@ -162,6 +172,7 @@ _FIELD_RULES: Final[Mapping[str, tuple[Any, str]]] = {
     "seed": _is_integer(0, 2**63 - 1),
     "whitening": _FILE_OR_NULL,
     "layout_weight": _is_number(0.0, 1.0),
+    "quantized": _FILE_OR_NULL,
     "pair_classifier": _FILE_OR_NULL,
     "calibration": _FILE_OR_NULL,
     "min_score": _is_number(0.0, 1.0),
@@ -174,6 +185,7 @@ _DEFAULTS: Final = {
     "seed": 0,
     "whitening": None,
     "layout_weight": 0.0,
+    "quantized": None,
     "pair_classifier": None,
     "calibration": None,
 }
@@ -288,17 +300,22 @@ def extend_embedder_dir(
     spec: EmbedderSpec,
     path: str | os.PathLike[str],
     *,
+    quantized: bytes | None = None,
     pair_classifier: PairClassifier | None = None,
     calibration: Calibration | None = None,
     min_score: float | None = None,
 ) -> EmbedderSpec:
-    """Make the directory `path`, which must not exist yet, from that of `spec` with a classifier or calibration added.
+    """Make the directory `path`, which must not exist yet, from that of `spec` with something added.
 
-    A new classifier makes other raw scores, so a calibration of the old ones is left behind; `min_score` is the
-    threshold until there is a new one. Raises EmbedderError.
+    `quantized` is the file of an int8 network. What scored the embeddings or pairs of before is left behind: with a new
+    network classifier and calibration, with a new classifier the calibration; `min_score` is the threshold until there
+    is a new one. Raises EmbedderError.
     """
     added: dict[str, bytes] = {}
     changed: dict[str, str | float | None] = {} if min_score is None else {"min_score": min_score}
+    if quantized is not None:
+        added[QUANTIZED_FILE] = quantized
+        changed |= {"quantized": QUANTIZED_FILE, "pair_classifier": None, "calibration": None}
     if pair_classifier is not None:
         added[CLASSIFIER_FILE] = classifier_bytes(pair_classifier)
         changed |= {"pair_classifier": CLASSIFIER_FILE, "calibration": None}
@@ -306,7 +323,7 @@ def extend_embedder_dir(
         added[CALIBRATION_FILE] = calibration_bytes(calibration)
         changed["calibration"] = CALIBRATION_FILE
     fields = json.loads((spec.directory / SPEC_FILE).read_text("utf-8")) | changed
-    kept = {name for name in (fields["weights"], fields.get("whitening"), fields.get("pair_classifier")) if name}
+    kept = {name for name in map(fields.get, ("weights", "whitening", "quantized", "pair_classifier")) if name}
 
     def fill(folder: Path) -> None:
         for name in kept - added.keys() - {SEEDED, IMAGENET}:

@@ -12,49 +12,46 @@ Kar and Karnick, arXiv 1201.6530, for a kernel's square.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.keras_backend import layers, ops
+Rows = NDArray[np.float32]
 
-Tensor = Any
-
-_LUMA: Final = (0.299, 0.587, 0.114)
-_STEEPNESS: Final = 4.0
+_LUMA: Final = np.array((0.299, 0.587, 0.114), np.float32)
+_STEEPNESS: Final = np.float32(4.0)
 _BLANK: Final = 1e-3
 """Little beside products of signs, much beside what rounding leaves of a picture of one color."""
 
 
-def with_layout(rows: Tensor, layouts: Tensor, *, weight: float) -> Tensor:
-    """`(..., c)` unit rows and their pictures' layouts, `(..., c)` -> `(..., 2c)` unit rows.
+def with_layout(rows: Rows, layouts: Rows, *, weight: float) -> Rows:
+    """`(n, c)` unit rows and their pictures' layouts, `(n, c)` -> `(n, 2c)` unit rows.
 
     The cosine of two is `(a + weight * b) / (1 + weight)`: `a` that of the given rows, `b` that of the layouts.
     """
-    both = ops.concatenate([rows, float(np.sqrt(weight)) * layouts], axis=-1)
-    return layers.UnitNormalization(dtype="float32")(both)
+    of_rows, of_layouts = (np.float32(np.sqrt(part / (1 + weight))) for part in (1, weight))
+    return np.concatenate([of_rows * rows, of_layouts * layouts], axis=-1)
 
 
-def layout(pictures: Tensor, *, dim: int, blank: float = 1.0) -> Tensor:
-    """`(n, side, side, 3)` in 0..255 -> `(n, dim)` unit rows, the same for mirror images and quarter turns.
+def layout(pictures: NDArray[np.uint8], *, dim: int, blank: float = 1.0) -> Rows:
+    """`(n, side, side, 3)` uint8 RGB -> `(n, dim)` unit rows, the same for mirror images and quarter turns.
 
     A picture of one color has no signs; all its columns are that of `blank`. Windows get -1: what has a black corner is
     no copy of a black image.
     """
     low, high = frequencies(dim)
     waves = cosines(pictures.shape[1], count=int(high[-1]))
-    gray = ops.sum(ops.cast(pictures, "float32") * np.array(_LUMA, np.float32), axis=-1)
-    spectrum = ops.matmul(ops.matmul(waves, gray), waves.T)
-    flat = ops.reshape(spectrum, (-1, spectrum.shape[1] * spectrum.shape[2]))
+    gray = np.stack([picture.astype(np.float32) @ _LUMA for picture in pictures])
+    spectrum = waves @ gray @ waves.T
     # Amplitudes of natural pictures fall like 1 / frequency, so this makes them equal on average.
-    across, down = (
-        ops.take(flat, (rows - 1) * len(waves) + columns - 1, axis=1) * np.hypot(low, high).astype(np.float32)
-        for rows, columns in ((low, high), (high, low))
-    )
-    deviation = ops.sqrt(ops.mean(ops.square(across) + ops.square(down), axis=1, keepdims=True) / 2 + 1.0)
-    signs = [ops.tanh(_STEEPNESS * amplitudes / deviation) for amplitudes in (across, down)]
-    return layers.UnitNormalization(dtype="float32")(signs[0] * signs[1] + _BLANK * blank)
+    evened = np.hypot(low, high).astype(np.float32)
+    across, down = (spectrum[:, rows - 1, columns - 1] * evened for rows, columns in ((low, high), (high, low)))
+    deviation = np.sqrt((np.square(across) + np.square(down)).mean(axis=1, keepdims=True) / 2 + 1)
+    signs = [np.tanh(_STEEPNESS * amplitudes / deviation) for amplitudes in (across, down)]
+    products = signs[0] * signs[1] + np.float32(_BLANK * blank)
+    unit: Rows = products / np.sqrt(np.square(products).sum(axis=1, keepdims=True))
+    return unit
 
 
 def frequencies(dim: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

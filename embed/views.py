@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embed.embedder import Zoom, inference_network, limit_threads, rows_of_images
+from embed.embedder import Network, load_network
 from embed.embedder_dir import DEFAULT_EMBEDDER, EmbedderSpec, describe_embedder
 from embed.preprocessing import to_square
-
-if TYPE_CHECKING:
-    import keras
-
+from embed.zoom import Zoom
 
 TURN_DEGREES: Final = 8
 """Copies turned by 10 degrees are found as well with versions turned by 6, 8 or 10; no other turns were measured."""
@@ -83,7 +80,7 @@ class ViewEmbedder:
     Batches have about as many pixels as `batch_size` images of the network's own size.
     """
 
-    def __init__(self, spec: EmbedderSpec, networks: Sequence[keras.Model], *, batch_size: int) -> None:
+    def __init__(self, spec: EmbedderSpec, networks: Sequence[Network], *, batch_size: int) -> None:
         self.spec = spec
         self._networks = networks
         self._batch_size = batch_size
@@ -102,7 +99,7 @@ class ViewEmbedder:
         made = []
         for network, images, size in zip(self._networks, squares, self.sizes, strict=True):
             batch_size = max(1, round(self._batch_size * (self.spec.size / size) ** 2))
-            rows = rows_of_images(network, images, batch_size=batch_size)
+            rows = network.rows(images, batch_size=batch_size)
             made.append(rows.reshape(len(images), -1, self.spec.dim))
         return np.concatenate(made, axis=1)
 
@@ -121,16 +118,14 @@ def view_squares(pixels: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]
 def load_view_embedder(
     name_or_dir: str | os.PathLike[str] = DEFAULT_EMBEDDER,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     batch_size: int = 32,
     num_threads: int | None = None,
 ) -> ViewEmbedder:
     """The views' side of an embedder, with the same weights; parameters and errors are those of `load_embedder`."""
     spec = describe_embedder(name_or_dir)
-    if num_threads is not None:
-        limit_threads(num_threads)
-    zoomed = [inference_network(spec, dtype=dtype, zoom=zoom) for zoom in ZOOMS]
-    whole = inference_network(spec, dtype=dtype)
+    zoomed = [load_network(spec, dtype=dtype, zoom=zoom, num_threads=num_threads) for zoom in ZOOMS]
+    whole = load_network(spec, dtype=dtype, num_threads=num_threads)
     return ViewEmbedder(spec, [*zoomed, *(whole for _ in VERSIONS)], batch_size=batch_size)
 
 

@@ -51,7 +51,7 @@ class ServeSettings:
     certificates: CertificateFiles | None = None
     tokens: Path | None = None
     embedder: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     thorough: bool = False
     metrics_listen: str | None = None
     traces: str | None = None

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """TensorFlow keeps the threads that it was first given, so whichever test comes first gives it one."""
     if item.get_closest_marker("tensorflow"):
-        from embed.embedder import limit_threads
+        from embed.keras_network import limit_threads
 
         limit_threads(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 
@@ -16,6 +17,11 @@ def synthetic_photo(seed: int, *, width: int = 96, height: int = 72) -> Image.Im
     patch = Image.fromarray(generator.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize((width // 3, height // 3))
     picture.paste(patch, (int(generator.integers(0, width // 2)), int(generator.integers(0, height // 2))))
     return picture.filter(ImageFilter.GaussianBlur(0.6))
+
+
+def synthetic_squares(num: int, *, size: int) -> NDArray[np.uint8]:
+    """`(num, size, size, 3)` of them, as a network takes them."""
+    return np.stack([np.asarray(synthetic_photo(seed, width=size, height=size)) for seed in range(num)])
 
 
 def write_photo_folder(folder: Path) -> Path:

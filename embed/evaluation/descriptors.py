@@ -110,7 +110,7 @@ def _phash_bits(pixels: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def load_descriptors(
-    names: Sequence[str], *, embedder: str, dtype: str = "float32", thorough: bool = False
+    names: Sequence[str], *, embedder: str, dtype: str | None = None, thorough: bool = False
 ) -> list[Descriptor]:
     """The descriptors by name, ours first; `embedder` and `dtype` are what `load_embedder` takes.
 

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.architectures import GEM_P, fold_batch_norm, vgg_copy
-from embed.embedder import load_weights, stored_whitening
+from embed.embedder import stored_whitening
 from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embedder
 from embed.errors import TrainingError
 from embed.keras_backend import keras, layers, ops
+from embed.keras_network import load_weights
 from embed.lineage import ModelKind, record
 from embed.ranges import check_ranges
 from embed.training.augmentation import STRONG, random_view

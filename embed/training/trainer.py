@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.architectures import vgg_copy
-from embed.embedder import KERAS_POLICIES, load_weights
 from embed.embedder_dir import EmbedderSpec, create_embedder_dir, describe_embedder
 from embed.errors import TrainingError, TrainingInterrupted
 from embed.keras_backend import keras, ops
+from embed.keras_network import KERAS_POLICIES, load_weights
 from embed.lineage import ModelKind, record
 from embed.ranges import check_ranges
 from embed.training import checkpoints as saved

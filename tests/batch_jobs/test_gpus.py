@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batch_jobs.embed_images import embed_task
 from batch_jobs.errors import SessionError
-from batch_jobs.gpus import DISCOVERY_SCRIPT, EMBED_GPUS, HELD_GPUS, embed_resources, own_workers
+from batch_jobs.gpus import DISCOVERY_SCRIPT, EMBED_GPUS, HELD_GPUS, EmbedResources, embed_resources, own_workers
 from batch_jobs.session import cores_per_task
+from embed.decoding import ImageLimits
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -46,6 +48,13 @@ def test_settings_that_cannot_work_are_named(
     monkeypatch.setattr(spark.sparkContext, "_conf", conf)
     with pytest.raises(SessionError, match=said):
         embed_resources(spark)
+
+
+def test_a_gpu_is_not_left_idle(tmp_path: Path) -> None:
+    """A network for CPUs in a session that gives GPUs to `embed` is refused, with what to say instead."""
+    with_gpu = EmbedResources(4, profile=object())  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match=r"dtype=int8 runs on CPUs.*give --dtype bfloat16"):
+        embed_task(embedder="vgg_copy", dtype="int8", resources=with_gpu, root=tmp_path, limits=ImageLimits())
 
 
 def test_the_discovery_script_lists_what_nvidia_smi_lists(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import models, train_embedder, train_head
+from cli import models, quantize, train_embedder, train_head
 from cli.exit_codes import ExitCode
 from embed.calibration.calibration import Calibration, Promise
 from embed.embedder_dir import create_embedder_dir, describe_embedder, extend_embedder_dir
@@ -248,6 +248,7 @@ def test_an_address_that_is_no_store_is_a_usage_error(tmp_path: Path) -> None:
         (models.command, "list"),
         (train_embedder.command, str(tmp_path), "--output", "out"),
         (train_head.command, str(tmp_path), "--start-from", str(tmp_path), "--output", "out"),
+        (quantize.command, str(tmp_path), "--embedder", str(tmp_path), "--output", "out"),
     ):
         result = CliRunner().invoke(command, arguments, env={"NEARDUP_TRACKING_URI": "mlruns"})
         assert result.exit_code == ExitCode.USAGE

@@ -58,39 +58,3 @@ def test_gem_lies_between_mean_and_maximum() -> None:
 
     np.testing.assert_allclose(mean, features.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(high, features.max(axis=(1, 2)), rtol=0.06)
-
-
-def test_a_region_is_a_window_of_the_features_pooled_like_an_image() -> None:
-    """`regional` equals cutting each window out of the features and pooling it by hand, row by row."""
-    from embed.architectures import fold_batch_norm, regional, vgg_copy
-    from embed.embedder import Zoom
-    from embed.keras_backend import keras
-
-    folded = fold_batch_norm(vgg_copy(size=80, dim=16))
-    pooled = folded.layers[-3:]
-    features_of = keras.Model(folded.input, pooled[0].input)
-    head = keras.Sequential([keras.layers.Input((3, 3, 320)), *pooled])
-    regions_of = regional(folded, Zoom(factor=1.0, share=0.6, grid=2).windows)
-    images = np.random.default_rng(0).uniform(0, 255, (3, 80, 80, 3)).astype(np.float32)
-    for each in (features_of, head, regions_of):
-        each.compile(jit_compile=False)
-
-    features = features_of.predict_on_batch(images)
-    windows = [features[:, top : top + 3, left : left + 3] for top in (0, 2) for left in (0, 2)]
-    expected = np.stack([head.predict_on_batch(window) for window in windows], axis=1)
-
-    np.testing.assert_allclose(regions_of.predict_on_batch(images), expected, atol=1e-6)
-
-
-def test_the_one_window_of_a_whole_image_is_its_embedding() -> None:
-    """A grid of one window of everything changes nothing."""
-    from embed.architectures import fold_batch_norm, regional, vgg_copy
-    from embed.embedder import Zoom
-
-    folded = fold_batch_norm(vgg_copy(size=32, dim=16))
-    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    whole = regional(folded, Zoom(factor=1.0, share=1.0, grid=1).windows)
-    for each in (folded, whole):
-        each.compile(jit_compile=False)
-
-    np.testing.assert_allclose(whole.predict_on_batch(images)[:, 0], folded.predict_on_batch(images), atol=1e-6)

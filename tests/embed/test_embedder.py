@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -211,18 +212,17 @@ def test_few_images_have_the_rows_of_many(embedder: Embedder, num_images: int) -
 
 
 @pytest.mark.tensorflow
-def test_few_images_are_not_padded(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_not_padded(embedder: Embedder) -> None:
     """No batch is larger than what is left."""
     shapes: list[int] = []
-    predict = embedder._network.predict_on_batch
+    network = embedder._network
 
-    def recorded(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def features(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         shapes.append(len(batch))
-        rows: NDArray[np.float32] = predict(batch)
-        return rows
+        return network.features(batch)
 
-    monkeypatch.setattr(embedder._network, "predict_on_batch", recorded)
-    embedder.embed_few(images(23))
+    Embedder(embedder.spec, dataclasses.replace(network, features=features), batch_size=8).embed_few(images(23))
+
     assert shapes == [8, 8, 4, 2, 1]
 
 
@@ -278,7 +278,7 @@ def test_a_layout_stands_beside_the_network(tmp_path: Path) -> None:
     network = load_embedder(seeded(tmp_path / "plain", dim=12).directory).embed(images(3))
     rows = load_embedder(seeded(tmp_path / "both", layout_weight=0.25).directory).embed(images(3))
 
-    expected = np.hstack([network, 0.5 * np.asarray(layout(images(3), dim=12))]) / np.sqrt(1.25)
+    expected = np.hstack([network, 0.5 * layout(images(3), dim=12)]) / np.sqrt(1.25)
     np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 

@@ -19,10 +19,7 @@ from embed.preprocessing import to_square
 from embed.views import NUM_VIEWS, VIEW_MARGINS, ViewEmbedder, load_view_embedder
 from embed.whitening import fit_whitening
 
-pytestmark = [
-    pytest.mark.tensorflow,
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-]
+pytestmark = pytest.mark.tensorflow
 
 
 def photo(seed: int = 0) -> NDArray[np.uint8]:
@@ -120,7 +117,7 @@ def test_a_view_has_the_layout_of_its_own_part(tmp_path: Path) -> None:
 
     first_window, last_window = squares[0][:, :45, :45], squares[1][:, -51:, -51:]
     for place, part, blank in ((0, first_window, -1), (12, last_window, -1), (13, squares[2], 1), (16, squares[-1], 1)):
-        np.testing.assert_allclose(layouts[place], np.asarray(layout(part, dim=12, blank=blank))[0], atol=1e-4)
+        np.testing.assert_allclose(layouts[place], layout(part, dim=12, blank=blank)[0], atol=1e-4)
 
 
 def test_a_black_corner_is_no_black_image() -> None:

@@ -1,4 +1,4 @@
-"""The door to Keras holds back chatter, and only chatter."""
+"""Chatter is held back, and only chatter."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import os
 
 import pytest
 
-pytestmark = pytest.mark.tensorflow
+from embed.chatter import chatter_held_back
 
 
 def test_only_chatter_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorFlow's greetings vanish, any other line on stderr arrives."""
-    from embed.keras_backend import _chatter_held_back
-
-    with _chatter_held_back():
+    """The greetings of TensorFlow and LiteRT vanish, any other line on stderr arrives."""
+    with chatter_held_back():
         os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
         os.write(2, b"I0000 00:00:1795221089.450733 5872 port.cc:153] oneDNN custom operations are on.\n")
         os.write(2, b"2026-01-01 10:00:00.000000: I tensorflow/core/x.cc:1] This TensorFlow binary is optimized\n")
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
         os.write(2, b"disk is failing\n")
 
     assert capfd.readouterr().err == "disk is failing\n"
@@ -24,10 +23,9 @@ def test_only_chatter_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_an_error_inside_keeps_what_was_written(capfd: pytest.CaptureFixture[str]) -> None:
     """If the import fails, its error and its output both get through."""
-    from embed.keras_backend import _chatter_held_back
 
     def failing_import() -> None:
-        with _chatter_held_back():
+        with chatter_held_back():
             os.write(2, b"why it failed\n")
             raise ImportError("no backend")
 
