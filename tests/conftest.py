@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,11 +44,14 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An embedder directory with random weights and small images, so that a test waits for TensorFlow only once."""
-    from embed.embedder_dir import create_embedder_dir
+    """The shipped embedder for small images, so that tests wait little for it and never for TensorFlow."""
+    from embed.embedder_dir import SPEC_FILE, describe_embedder
 
     folder = tmp_path_factory.mktemp("embedder") / "tiny"
-    create_embedder_dir(folder, architecture="vgg_copy", weights="seeded", size=32, min_score=0.997)
+    shutil.copytree(describe_embedder().directory, folder)
+    fields = json.loads((folder / SPEC_FILE).read_text()) | {"size": 32, "calibration": None, "min_score": 0.9}
+    (folder / SPEC_FILE).write_text(json.dumps(fields))
+    (folder / "lineage.json").unlink()
     return str(folder)
 
 

@@ -68,7 +68,10 @@ def main() -> None:
     source, workspace, embedder = sys.argv[1:]
     with spark_session(master=None, log=Path(workspace, "spark.log")) as spark:
         found = {"default": probed(spark, with_gpu=False), "embed": probed(spark, with_gpu=True)}
-        run = run_pipeline(RunSettings(source=source, workspace=Path(workspace), embedder=embedder, num_partitions=4))
+        settings = RunSettings(
+            source=source, workspace=Path(workspace), embedder=embedder, dtype="float32", num_partitions=4
+        )
+        run = run_pipeline(settings)
     sys.stdout.write(json.dumps({**found, "clusters": run.steps["cluster"].table("clusters")}) + "\n")
 
 

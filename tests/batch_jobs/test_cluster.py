@@ -143,7 +143,8 @@ def photo_tables(
     spark: SparkSession, photos: Path, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """The tables of `photos` on `local[2]`."""
-    return tables_of(photos, tmp_path_factory.mktemp("alone"), embedder=tiny_embedder, num_partitions=4)
+    workspace = tmp_path_factory.mktemp("alone")
+    return tables_of(photos, workspace, embedder=tiny_embedder, dtype="float32", num_partitions=4)
 
 
 def test_images_on_a_cluster_give_the_tables_of_one_machine(

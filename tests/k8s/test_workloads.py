@@ -207,6 +207,7 @@ def test_the_gpu_variant_gives_each_executor_a_gpu() -> None:
         installed = template["mainApplicationFile"].removeprefix("local://").removesuffix("nightly.py")
         assert script == (f"{installed}{DISCOVERY_SCRIPT.name}" if name == "production" else None)
         assert "gpu" not in {**template["driver"], **template["executor"]}
+        assert ("--dtype=bfloat16" in template["arguments"]) == (name == "production")
         assert ("spark-gpu" in template["image"]) == (name == "production")
 
 
