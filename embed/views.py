@@ -3,8 +3,8 @@
 A view is compared with whole images only. Windows: a crop shows a part of an image, larger. The image is zoomed in, one
 pass makes the features of all of it, and each window of them is pooled like an image; windows of one zoom overlap, so a
 crop anywhere is close to one of them. Versions, each with a pass of its own: the image in gray, turned, without what
-may be a caption, and without what may be a frame and the wall around it. Either image of a pair may be seen so, which
-is why one turn serves both directions.
+may be a caption, and without the frame and the wall around it. Either image of a pair may be seen so, which is why one
+turn serves both directions.
 
 Source: R-MAC, Tolias et al., arXiv 1511.05879, section 3.2, for windows that one pass serves.
 """
@@ -29,7 +29,7 @@ TURN_DEGREES: Final = 8
 UPPER_SHARE: Final = 0.85
 """Of an image's height: what most captions leave."""
 INNER_SHARE: Final = 0.68
-"""Of each side: what is left of a photo of a photo without its surroundings."""
+"""Of each side: what is left of most photos of photos whose frame is not found without its surroundings."""
 
 
 def gray(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -47,8 +47,13 @@ def upper(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return to_square(pixels[: max(1, round(UPPER_SHARE * len(pixels)))], size)
 
 
-def inner(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The square of the middle, `INNER_SHARE` of each side."""
+def unframed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The square of the picture that the image shows, without glare; where none is seen, of the middle."""
+    from embed.framed import framed_picture, without_glare  # noqa: PLC0415 - who only counts views needs no OpenCV
+
+    picture = framed_picture(pixels)
+    if picture is not None:
+        return without_glare(to_square(picture, size))
     top, left = (int(side * (1 - INNER_SHARE) / 2) for side in pixels.shape[:2])
     return to_square(pixels[top : len(pixels) - top, left : pixels.shape[1] - left], size)
 
@@ -63,7 +68,7 @@ VERSIONS: Final[dict[Callable[[NDArray[np.uint8], int], NDArray[np.uint8]], floa
     gray: 0.025,
     turned: 0.025,
     upper: 0.02,
-    inner: 0.0125,
+    unframed: 0.0125,
 }
 """From `(h, w, 3)` uint8 RGB to a square as the network takes it, and the margin of that view."""
 VIEW_MARGINS: Final = (*(margin for zoom, margin in ZOOMS.items() for _ in range(zoom.grid**2)), *VERSIONS.values())
@@ -131,5 +136,5 @@ def load_view_embedder(
 
 def describe_views() -> list[str]:
     """What decides an image's views beside its embedder."""
-    parameters = {"turned by": TURN_DEGREES, "upper": UPPER_SHARE, "inner": INNER_SHARE}
+    parameters = {"turned by": TURN_DEGREES, "upper": UPPER_SHARE, "middle": INNER_SHARE}
     return [*map(repr, ZOOMS), *(version.__name__ for version in VERSIONS), repr(parameters)]
