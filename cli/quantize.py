@@ -11,7 +11,7 @@ from cli.options import tracking_uri_option
 HELP = """\
 Write a copy of an embedder with an int8 network, which embeds several times as many images a second on CPUs.
 
-The photos below PHOTOS, a few hundred of any kind, decide the range of each layer. Embeddings move by a cosine of some
+The photos below PHOTOS, 512 of them, decide the range of each layer. Embeddings move by a cosine of some
 0.0003; what is compared should be embedded alike, so build indexes anew and calibrate.
 
 \b
@@ -24,10 +24,9 @@ The photos below PHOTOS, a few hundred of any kind, decide the range of each lay
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--embedder", required=True, help="Built-in embedder, or an embedder directory.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The embedder directory to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @tracking_uri_option
-def command(*, photos: Path, embedder: str, output: Path, seed: int, tracking_uri: str) -> None:
+def command(*, photos: Path, embedder: str, output: Path, tracking_uri: str) -> None:
     from embed.training.quantization import quantize_embedder
 
-    made, similarity = quantize_embedder(photos, embedder=embedder, output=output, seed=seed, tracking_uri=tracking_uri)
+    made, similarity = quantize_embedder(photos, embedder=embedder, output=output, tracking_uri=tracking_uri)
     click.echo(f"embedder written to {made.directory}: mean cosine to float32 {similarity:.5f}")

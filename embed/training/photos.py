@@ -18,10 +18,11 @@ from embed.preprocessing import to_square
 MIN_BATCHES = 2
 
 
-def load_photos(folder: Path, *, size: int, batch_size: int) -> NDArray[np.uint8]:
+def load_photos(folder: Path, *, size: int, batch_size: int, most: int | None = None) -> NDArray[np.uint8]:
     """Every decodable image under `folder`, in path order, as `(n, size, size, 3)` uint8; raises TrainingError.
 
-    Files that are no images are passed over; fewer than two batches of photos are an error.
+    Files that are no images are passed over; fewer than two batches of photos are an error. With `most` at most so many
+    files are read, evenly spread over the paths.
     """
 
     def load(path: Path) -> NDArray[np.uint8] | None:
@@ -33,6 +34,8 @@ def load_photos(folder: Path, *, size: int, batch_size: int) -> NDArray[np.uint8
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a directory; give the folder that holds the training photos")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if most is not None:
+        paths = [paths[number * len(paths) // most] for number in range(most)] if len(paths) > most else paths
     with ThreadPoolExecutor() as pool:
         photos = [photo for photo in pool.map(load, paths) if photo is not None]
     if len(photos) < MIN_BATCHES * batch_size:

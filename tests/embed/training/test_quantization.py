@@ -86,6 +86,18 @@ def test_what_scored_the_embedder_before_is_left_behind(tmp_path: Path, photos: 
     assert read_lineages(made.directory)[ModelKind.EMBEDDER].parents["quantized_from"] == shipped.digest
 
 
+def test_of_many_photos_some_are_read(tmp_path: Path) -> None:
+    """They are spread evenly over the folder, and all are read where there are no more."""
+    from embed.training.photos import load_photos
+
+    for number in range(10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+
+    shades = {most: load_photos(tmp_path, size=8, batch_size=1, most=most)[:, 0, 0, 0].tolist() for most in (3, 10, 99)}
+
+    assert shades == {3: [0, 3, 6], 10: list(range(10)), 99: list(range(10))}
+
+
 def test_nothing_is_overwritten(tmp_path: Path, photos: Path) -> None:
     """An output that exists is refused before any work, and so is an embedder that is none."""
     from embed.training.quantization import quantize_embedder
