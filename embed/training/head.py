@@ -27,6 +27,7 @@ from embed.ranges import check_ranges
 from embed.training.augmentation import STRONG, random_view
 from embed.training.loss import edited_threshold_loss
 from embed.training.photos import load_photos, photos_sha256
+from embed.training.weights_file import save_weights
 from embed.whitening import principal_rotation
 
 Tensor = Any
@@ -147,7 +148,7 @@ def train_head(
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "trained.weights.h5"
-        network.save_weights(weights)
+        save_weights(network, weights)
         rows = _unit(pairs[:, 0] @ linear.kernel.numpy() + linear.bias.numpy())
         trained = create_embedder_dir(
             output,

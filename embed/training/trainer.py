@@ -30,6 +30,7 @@ from embed.training.composed import with_lookalikes
 from embed.training.lookalikes import lookalike_order
 from embed.training.loss import contrastive_loss, threshold_loss
 from embed.training.photos import PhotoBatches, load_photos, photos_sha256
+from embed.training.weights_file import save_weights
 from embed.whitening import principal_rotation
 
 Tensor = Any
@@ -259,7 +260,7 @@ def train_embedder(
         ) from error
     with tempfile.TemporaryDirectory(prefix=".trained-", dir=checkpoints) as folder:
         weights = Path(folder) / "trained.weights.h5"
-        network.save_weights(weights)
+        save_weights(network, weights)
         rotation = principal_rotation(_plain_rows(network, pixels, settings))
         trained = create_embedder_dir(
             output,

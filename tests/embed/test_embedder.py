@@ -333,7 +333,7 @@ def _other_network(path: Path) -> None:
 
 
 def _one_layer_missing(path: Path) -> None:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     from embed.architectures import vgg_copy
 
