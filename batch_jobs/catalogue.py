@@ -3,6 +3,9 @@
 Reads the source once. An image whose header cannot be read becomes a row of `rejects`. Docs are dense and follow the
 order of the image ids, so they depend on nothing but the set of images.
 
+Spark does so for any number of images; on one machine threads of the driver do it for a small source of files, with the
+same rows as a result.
+
 A night reads only what arrives: ids that are not known, and known ones whose file was written again. The latter keep
 their doc when the bytes are the same; otherwise the old doc is removed and the image gets a new one. New docs go on
 where the known ones end.
@@ -20,25 +23,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.changes import Changes
+from batch_jobs.changes import Changes, find_changes
 from batch_jobs.errors import SourceError
 from batch_jobs.nights import KNOWN_NOTHING, Known, live_images, read_docs
-from batch_jobs.session import write_arrow, write_table
+from batch_jobs.session import read_table, write_arrow, write_table
 from batch_jobs.sources import (
     SIZE_BITS,
     Source,
     SourceKind,
     file_ids,
     file_state,
+    list_source,
     place_of,
     read_embeddings,
     read_image_bytes,
     strings,
 )
+from batch_jobs.task_runners import TaskRunner
 from embed.decoding import ImageLimits, ImageRejected, RejectReason, read_header
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ REWRITTEN_ARROW = schemas.arrow(schemas.REWRITTEN)
 STEP = "catalogue"
 TABLES = ("catalogue", "rejects", "removed", "rewritten")
 EXAMPLES = 5
+IMAGES_AT_ONCE = 64
+"""What a thread of the driver looks at before it says so."""
 
 
 def catalogue(
@@ -72,10 +80,7 @@ def catalogue(
     from pyspark.sql import functions as f
 
     if changes is not None and not len(changes.arrivals):
-        write_arrow(CATALOGUE_ARROW.empty_table(), folder / "catalogue")
-        write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
-        _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
-        return {}
+        return catalogue_removals(folder, changes)
     listing = list_images(spark, source, num_partitions=num_partitions, arrivals=changes.arrivals if changes else None)
     if source.kind is not SourceKind.FILES:
         _require_unique_ids(listing, source)
@@ -84,12 +89,51 @@ def catalogue(
     try:
         accepted = inspected.where("reason IS NULL").drop("reason", "detail")
         rejects = inspected.where("reason IS NOT NULL").withColumn("stage", f.lit(STEP))
-        twins = _find_twins(accepted, known, changes) if changes else NO_TWINS
+        found = accepted.select("image_id", "sha256", "state")
+        twins = _find_twins(found.toArrow(), known, changes) if changes else NO_TWINS
         write_table(_with_docs(spark, accepted, twins, first_doc=known.next_doc), folder / "catalogue")
         write_table(rejects.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
         inspected.unpersist()
     _write_changes(folder, changes, rewritten=twins.rewritten)
+    return {}
+
+
+def catalogue_files(
+    runner: TaskRunner,
+    folder: Path,
+    *,
+    source: Source,
+    limits: ImageLimits,
+    known: Known = KNOWN_NOTHING,
+    changes: Changes | None = None,
+) -> Mapping[str, Any]:
+    """As `catalogue`, of images in files that are few enough for the driver."""
+    if changes is None:
+        changes = find_changes(list_source(source), CATALOGUE_ARROW.empty_table())
+    if not len(changes.arrivals):
+        return catalogue_removals(folder, changes)
+    shares = changes.arrivals.select(schemas.columns(schemas.LISTING)).to_batches(max_chunksize=IMAGES_AT_ONCE)
+
+    def inspect(number: int) -> pa.Table:
+        return pa.Table.from_batches(inspect_images(iter([shares[number]]), root=str(source.root), limits=limits))
+
+    inspected = runner.run(len(shares), inspect, returns=schemas.INSPECTED, folder=folder)
+    is_accepted = pc.is_null(inspected["reason"])
+    accepted, rejects = inspected.filter(is_accepted), inspected.filter(pc.invert(is_accepted))
+    twins = _find_twins(accepted, known, changes) if known.catalogues else NO_TWINS
+    write_arrow(_numbered(accepted, twins, first_doc=known.next_doc), folder / "catalogue")
+    rejects = rejects.append_column("stage", pa.array([STEP] * len(rejects), pa.string()))
+    write_arrow(rejects.select(REJECTS_ARROW.names), folder / "rejects")
+    _write_changes(folder, changes, rewritten=twins.rewritten)
+    return {}
+
+
+def catalogue_removals(folder: Path, changes: Changes) -> Mapping[str, Any]:
+    """Write the tables of a night on which no image arrives."""
+    write_arrow(CATALOGUE_ARROW.empty_table(), folder / "catalogue")
+    write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
+    _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
     return {}
 
 
@@ -142,8 +186,9 @@ NO_TWINS = _Twins(
 )
 
 
-def _find_twins(accepted: DataFrame, known: Known, changes: Changes) -> _Twins:
-    found = accepted.select("image_id", "sha256", "state").toArrow()
+def _find_twins(found: pa.Table, known: Known, changes: Changes) -> _Twins:
+    """The twins of images with `image_id`, `sha256` and `state`."""
+    found = found.select(["image_id", "sha256", "state"])
     same_bytes = pyarrow.dataset.field("sha256").isin(found["sha256"].combine_chunks())
     twins = live_images(known, ["image_id", "doc", "original_doc", "sha256"], where=same_bytes)
     contents = twins["original_doc"].to_numpy()
@@ -188,14 +233,14 @@ def list_images(
         changed_ms = f.unix_millis("_metadata.file_modification_time")
         low_size = f.col("_metadata.file_size").bitwiseAND((1 << SIZE_BITS) - 1)
         state = f.shiftleft(changed_ms, SIZE_BITS).bitwiseOR(low_size).alias("state")
-        contents = spark.read.parquet(*source.files).select("image_id", "content", state)
+        contents = read_table(spark, *source.files).select("image_id", "content", state)
         if arrivals is None:
             return contents
         return contents.join(
             spark.createDataFrame(arrivals.select(["image_id"]), "image_id string"), "image_id", "semi"
         )
     if arrivals is None and source.kind is SourceKind.URI_TABLE:
-        return spark.read.parquet(*source.files).select("image_id", "uri").repartition(num_partitions)
+        return read_table(spark, *source.files).select("image_id", "uri").repartition(num_partitions)
     listing = pa.table({"image_id": file_ids(source), "uri": list(source.files)}) if arrivals is None else arrivals
     return spark.createDataFrame(listing.select(["image_id", "uri"]), schemas.LISTING).repartition(num_partitions)
 
@@ -272,6 +317,21 @@ def _with_docs(spark: SparkSession, accepted: DataFrame, twins: _Twins, *, first
         .withColumn("original_doc", f.coalesce("known_doc", "first_doc", "doc"))
         .select(*schemas.columns(schemas.CATALOGUE))
     )
+
+
+def _numbered(accepted: pa.Table, twins: _Twins, *, first_doc: int) -> pa.Table:
+    """What `_with_docs` adds, and nothing else: the `CATALOGUE` rows of some `INSPECTED` ones, by doc."""
+    is_known = pc.is_in(accepted["image_id"], value_set=twins.image_ids["image_id"].combine_chunks())
+    images = accepted.filter(pc.invert(is_known)).sort_by("image_id")
+    docs = first_doc + np.arange(len(images))
+    # Numbered by first appearance, so that the first of each number is the first doc with those bytes.
+    numbers = images["sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
+    first_docs = docs[np.unique(numbers, return_index=True)[1]]
+    known = pc.index_in(images["sha256"], value_set=twins.originals["sha256"].combine_chunks())
+    known_docs = twins.originals["known_doc"].take(known)
+    originals = pc.coalesce(known_docs, pa.array(first_docs[numbers]))
+    images = images.append_column("doc", pa.array(docs)).append_column("original_doc", originals)
+    return images.select(CATALOGUE_ARROW.names).cast(CATALOGUE_ARROW)
 
 
 def _require_unique_ids(listing: DataFrame, source: Source) -> None:

@@ -6,15 +6,17 @@ builds the network once and keeps it. An image that cannot be decoded becomes a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
@@ -23,7 +25,7 @@ from batch_jobs.changes import Changes
 from batch_jobs.errors import SessionError
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
-from batch_jobs.session import ROWS_PER_GROUP, write_arrow, write_table
+from batch_jobs.session import ROWS_PER_GROUP, num_cores, read_table, write_arrow, write_table
 from batch_jobs.sources import Source, SourceKind, read_embeddings, release_embeddings
 from batch_jobs.task_files import parquet_file
 from embed.decoding import ImageLimits, ImageRejected, decode_image
@@ -38,16 +40,23 @@ STEP = "embed"
 TABLES = ("embeddings", "rejects")
 BATCH_SIZE = 32
 
+IMAGES_AT_ONCE = 4 * BATCH_SIZE
+"""What the driver decodes ahead of the network."""
+
 Decoded = NDArray[np.uint8] | ImageRejected
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedTask:
-    """What a worker needs to know: which network, in which precision, on how many threads, under which limits."""
+    """What a worker needs to know: which network, in which precision, on how many threads, under which limits.
+
+    `num_threads` None takes as many as the process has.
+    """
 
     embedder: str
     dtype: str
-    num_threads: int
+    num_threads: int | None
     root: str
     limits: ImageLimits
 
@@ -87,7 +96,7 @@ def embed_images(
         write_table(found, folder / "embeddings")
         rejects = embedded.where("reason IS NOT NULL").select("doc", "reason", "detail")
         # A byte-identical copy of a reject is a reject as well.
-        copies = spark.read.parquet(catalogue).select("image_id", "uri", f.col("original_doc").alias("doc"))
+        copies = read_table(spark, catalogue).select("image_id", "uri", f.col("original_doc").alias("doc"))
         rejected = copies.join(f.broadcast(rejects), "doc").withColumn("stage", f.lit(STEP))
         write_table(rejected.select(*schemas.columns(schemas.REJECTS)), folder / "rejects", num_files=1)
     finally:
@@ -95,49 +104,111 @@ def embed_images(
     return {}
 
 
+def embed_files(
+    folder: Path, *, catalogue: str, task: EmbedTask, progress: Callable[[float], None]
+) -> Mapping[str, Any]:
+    """As `embed_images`, of images in files that are few enough for the driver, with all of its threads."""
+    images = pq.read_table(catalogue, columns=["image_id", "uri", "doc", "original_doc"])
+    rejected = []
+
+    def found() -> Iterator[pa.RecordBatch]:
+        for rows in embed_batches(iter(distinct_files(catalogue, told=progress)), task=task):
+            is_found = pc.is_valid(rows["embedding"])
+            rejected.append(rows.filter(pc.invert(is_found)))
+            yield rows.filter(is_found).select(schemas.columns(schemas.EMBEDDINGS))
+
+    write_embeddings(folder / "embeddings", found())
+    load_once.cache_clear()
+    rejects = pa.Table.from_batches(rejected, schemas.arrow(schemas.EMBEDDED))
+    # A byte-identical copy of a reject is a reject as well.
+    places = pc.index_in(images["original_doc"], value_set=rejects["doc"].combine_chunks())
+    reasons = rejects.take(places.drop_null())
+    copies = images.filter(pc.is_valid(places))
+    stages = pa.array([STEP] * len(copies), pa.string())
+    columns = [copies["image_id"], copies["uri"], stages, reasons["reason"], reasons["detail"]]
+    write_arrow(pa.table(columns, schema=schemas.arrow(schemas.REJECTS)), folder / "rejects")
+    return {}
+
+
 def adopt_embeddings(
     folder: Path, *, source: Source, first_doc: int = 0, changes: Changes | None = None
 ) -> Mapping[str, Any]:
     """Write `embeddings` and an empty `rejects` of embeddings that were made elsewhere, docs in id order."""
-    given = read_embeddings(source.path)
-    rows = arriving_rows(given.image_ids, changes)
-    schema = schemas.arrow(schemas.EMBEDDINGS)
-    (folder / "embeddings").mkdir()
-    # Floats that look random compress by a tenth, and are read more often than written.
-    with parquet_file(folder / "embeddings" / "part-00000.parquet", schema, compression="none") as writer:
-        for start in range(0, len(rows), ROWS_PER_GROUP):
-            chunk = rows[start : start + ROWS_PER_GROUP]
-            docs = pa.array(first_doc + start + np.arange(len(chunk)))
-            embeddings = binary_rows(np.ascontiguousarray(given.embeddings[chunk], dtype="<f4"))
-            writer.write_table(pa.table([docs, embeddings], schema=schema))
-    del given
+    write_embeddings(folder / "embeddings", _given_rows(source, first_doc, changes))
     release_embeddings()
     write_arrow(schemas.arrow(schemas.REJECTS).empty_table(), folder / "rejects")
     return {}
 
 
+def _given_rows(source: Source, first_doc: int, changes: Changes | None) -> Iterator[pa.RecordBatch]:
+    given = read_embeddings(source.path)
+    rows = arriving_rows(given.image_ids, changes)
+    for start in range(0, len(rows), ROWS_PER_GROUP):
+        chunk = rows[start : start + ROWS_PER_GROUP]
+        docs = pa.array(first_doc + start + np.arange(len(chunk)))
+        embeddings = binary_rows(np.ascontiguousarray(given.embeddings[chunk], dtype="<f4"))
+        yield pa.RecordBatch.from_arrays([docs, embeddings], schema=schemas.arrow(schemas.EMBEDDINGS))
+
+
 def distinct_images(spark: SparkSession, source: Source, catalogue: str) -> DataFrame:
     """The catalogue's images, one of those with the same bytes, with `content` or `uri`."""
-    distinct = spark.read.parquet(catalogue).where("doc = original_doc").select("image_id", "doc", "uri")
+    distinct = read_table(spark, catalogue).where("doc = original_doc").select("image_id", "doc", "uri")
     if source.kind is not SourceKind.CONTENT_TABLE:
         return distinct
     return distinct.drop("uri").join(list_images(spark, source, num_partitions=1), "image_id")
+
+
+def distinct_files(catalogue: str, *, told: Callable[[float], None]) -> Iterator[pa.RecordBatch]:
+    """As `distinct_images`, of images in files, by doc; `told` the share that has been asked for."""
+    images = pq.read_table(catalogue, columns=["doc", "original_doc", "uri"])
+    images = images.filter(pc.equal(images["doc"], images["original_doc"])).sort_by("doc")
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        yield from images.slice(start, IMAGES_AT_ONCE).combine_chunks().to_batches()
+        told(min(1.0, (start + IMAGES_AT_ONCE) / len(images)))
+
+
+def write_embeddings(table: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write `EMBEDDINGS` rows as one file, uncompressed: floats that look random would shrink by a tenth."""
+    table.mkdir()
+    schema = schemas.arrow(schemas.EMBEDDINGS)
+    held: list[pa.RecordBatch] = []
+    with parquet_file(table / "part-00000.parquet", schema, compression="none") as file:
+        for batch in batches:
+            held.append(batch)
+            if sum(map(len, held)) >= ROWS_PER_GROUP:
+                file.write_table(pa.Table.from_batches(held, schema))
+                held = []
+        if held:
+            file.write_table(pa.Table.from_batches(held, schema))
 
 
 def embed_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Iterator[pa.RecordBatch]:
     """Rows of images to `EMBEDDED` rows, in order."""
     use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
-    with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
+    decode = partial(decode_square, task=task, size=embedder.spec.size)
+    for batch, decoded in decoded_ahead(batches, decode, num_threads=task.num_threads):
+        yield _embedded_rows(batch, decoded, embedder)
+
+
+def decoded_ahead(
+    batches: Iterator[pa.RecordBatch], decode: Callable[[str | bytes | None], T], *, num_threads: int | None
+) -> Iterator[tuple[pa.RecordBatch, list[T]]]:
+    """Rows of images with what `decode` makes of each; threads decode the next batch while one is looked at."""
+    with ThreadPoolExecutor(max(2, num_threads or num_cores())) as pool:
+        before: tuple[pa.RecordBatch, Iterator[T]] | None = None
         for batch in batches:
             places = batch["content" if "content" in batch.schema.names else "uri"].to_pylist()
-            decode = partial(decode_square, task=task, size=embedder.spec.size)
-            decoded = list(pool.map(decode, places))
-            yield _embedded_rows(batch, decoded, embedder)
+            decoding = pool.map(decode, places)
+            if before is not None:
+                yield before[0], list(before[1])
+            before = batch, decoding
+        if before is not None:
+            yield before[0], list(before[1])
 
 
 @lru_cache(maxsize=1)
-def load_once(embedder: str, dtype: str, num_threads: int) -> Embedder:
+def load_once(embedder: str, dtype: str, num_threads: int | None) -> Embedder:
     from embed.embedder import load_embedder
 
     return load_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)

@@ -6,22 +6,30 @@ A view has a number like a doc, the same on every night: those of the image `doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
 from batch_jobs.catalogue import image_bytes
-from batch_jobs.embed_images import BATCH_SIZE, EmbedTask, distinct_images
+from batch_jobs.embed_images import (
+    BATCH_SIZE,
+    EmbedTask,
+    decoded_ahead,
+    distinct_files,
+    distinct_images,
+    write_embeddings,
+)
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
-from batch_jobs.session import write_table
+from batch_jobs.session import read_table, write_table
 from batch_jobs.sources import Source
 from embed.decoding import ImageRejected, decode_image
 from embed.views import NUM_VIEWS
@@ -52,7 +60,7 @@ def embed_views(
     num_tasks: int,
 ) -> Mapping[str, Any]:
     """Write `views`, rows of `EMBEDDINGS` by number, of the images that have an embedding."""
-    embedded = spark.read.parquet(embeddings).select("doc")
+    embedded = read_table(spark, embeddings).select("doc")
     images = distinct_images(spark, source, catalogue).join(embedded, "doc", "left_semi")
     images = images.repartitionByRange(num_tasks, "doc").sortWithinPartitions("doc")
     with own_workers(spark, resources):
@@ -62,6 +70,18 @@ def embed_views(
             profile=resources.profile,
         )
         write_table(made, folder / "views")
+    return {}
+
+
+def view_files(
+    folder: Path, *, catalogue: str, embeddings: str, task: EmbedTask, progress: Callable[[float], None]
+) -> Mapping[str, Any]:
+    """As `embed_views`, of images in files that are few enough for the driver, with all of its threads."""
+    embedded = pq.read_table(embeddings, columns=["doc"])["doc"].combine_chunks()
+    files = distinct_files(catalogue, told=progress)
+    images = (batch.filter(pc.is_in(batch["doc"], value_set=embedded)) for batch in files)
+    write_embeddings(folder / "views", view_batches(images, task=task))
+    load_once.cache_clear()
     return {}
 
 
@@ -78,17 +98,14 @@ def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Itera
     """Rows of images to the rows of their views, in order; what cannot be read any more has none."""
     use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
-    with ThreadPoolExecutor(max(2, task.num_threads)) as pool:
-        for batch in batches:
-            for start in range(0, batch.num_rows, _IMAGES_AT_ONCE):
-                images = batch.slice(start, _IMAGES_AT_ONCE)
-                places = images["content" if "content" in images.schema.names else "uri"].to_pylist()
-                decoded = list(pool.map(partial(_decoded, task=task, embedder=embedder), places))
-                yield _view_rows(images["doc"].to_numpy(), decoded, embedder)
+    few = (batch.slice(start, _IMAGES_AT_ONCE) for batch in batches for start in range(0, len(batch), _IMAGES_AT_ONCE))
+    decode = partial(_decoded, task=task, embedder=embedder)
+    for images, decoded in decoded_ahead(few, decode, num_threads=task.num_threads):
+        yield _view_rows(images["doc"].to_numpy(), decoded, embedder)
 
 
 @lru_cache(maxsize=1)
-def load_once(embedder: str, dtype: str, num_threads: int) -> ViewEmbedder:
+def load_once(embedder: str, dtype: str, num_threads: int | None) -> ViewEmbedder:
     from embed.views import load_view_embedder
 
     return load_view_embedder(embedder, dtype=dtype, batch_size=BATCH_SIZE, num_threads=num_threads)

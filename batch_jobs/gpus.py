@@ -8,6 +8,7 @@ steps on every core. With dynamic allocation and `spark.neardup.embed.gpus=1` ex
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ EMBED_VENDOR: Final = "spark.neardup.embed.gpu.vendor"
 
 @dataclass(frozen=True, slots=True)
 class EmbedResources:
-    """What a task of `embed` may use: cores, and the stage's profile where it asks for a GPU."""
+    """What a task of `embed` may use: cores, None for all, and the stage's profile where it asks for a GPU."""
 
-    num_cores: int
+    num_cores: int | None
     profile: ResourceProfile | None = None
 
 
@@ -97,6 +98,8 @@ def own_workers(spark: SparkSession, resources: EmbedResources) -> Iterator[None
 
 def use_assigned_gpu() -> None:
     """In a task: see only the GPU that Spark assigned. Must run before TensorFlow is imported, which looks once."""
+    if "pyspark" not in sys.modules:
+        return
     from pyspark import TaskContext
 
     context = TaskContext.get()

@@ -231,6 +231,15 @@ class Pipeline:
                 return catalogue.catalogue_embeddings(
                     folder, source=self.source, known=self.known, changes=self.changes
                 )
+            if self._opens_files:
+                return catalogue.catalogue_files(
+                    self._driver_runner(catalogue.STEP),
+                    folder,
+                    source=self.source,
+                    limits=self.settings.limits,
+                    known=self.known,
+                    changes=self.changes,
+                )
             with sized_shuffles(self.session.spark, self._num_arrivals, at_least=self.num_partitions):
                 return catalogue.catalogue(
                     self.session.spark,
@@ -259,6 +268,13 @@ class Pipeline:
             if self.source.kind is SourceKind.EMBEDDINGS:
                 return embed_images.adopt_embeddings(
                     folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
+                )
+            if self._opens_files:
+                return embed_images.embed_files(
+                    folder,
+                    catalogue=catalogued.table("catalogue"),
+                    task=self._embed_task(EmbedResources(num_cores=None)),
+                    progress=partial(self.listener.stage_progressed, embed_images.STEP),
                 )
             resources = embed_resources(self.session.spark)
             return embed_images.embed_images(
@@ -370,6 +386,14 @@ class Pipeline:
         catalogued, embedded = self.outputs[catalogue.STEP], self.outputs[embed_images.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
+            if self._opens_files:
+                return embed_views.view_files(
+                    folder,
+                    catalogue=catalogued.table("catalogue"),
+                    embeddings=embedded.table("embeddings"),
+                    task=self._embed_task(EmbedResources(num_cores=None)),
+                    progress=partial(self.listener.stage_progressed, embed_views.STEP),
+                )
             resources = embed_resources(self.session.spark)
             return embed_views.embed_views(
                 self.session.spark,
@@ -448,10 +472,10 @@ class Pipeline:
 
     @property
     def needs_spark(self) -> bool:
-        """Whether a step will ask for Spark: images are to be opened, much is new, or Spark was asked for."""
-        if self.source.kind is not SourceKind.EMBEDDINGS:
-            return self._num_arrivals > 0
-        return not self._is_small(self._num_arrivals)
+        """Whether a step will ask for Spark: images lie in a table, much is new, or Spark was asked for."""
+        if self.source.kind is SourceKind.EMBEDDINGS or self._opens_files:
+            return not self._is_small(self._num_arrivals)
+        return self._num_arrivals > 0
 
     @property
     def _num_arrivals(self) -> int:
@@ -461,10 +485,18 @@ class Pipeline:
     def _is_small(self, num_new: int) -> bool:
         return num_new <= MAX_DRIVER_DOCS and self.session.is_optional
 
+    @property
+    def _opens_files(self) -> bool:
+        """Whether this process opens the images itself: those in files, while they are few."""
+        return self.source.kind in {SourceKind.FILES, SourceKind.URI_TABLE} and self._is_small(self._num_arrivals)
+
     def _runner(self, stage: str, *, num_rows: int | None = None) -> TaskRunner:
         """What runs the tasks of a stage over so many rows, one for each image unless given."""
         if not self._is_small(num_rows or self.outputs[catalogue.STEP].num_rows["catalogue"]):
             return SparkRunner(self.session.spark)
+        return self._driver_runner(stage)
+
+    def _driver_runner(self, stage: str) -> DriverRunner:
         return DriverRunner(self.session.parallelism, partial(self.listener.stage_progressed, stage))
 
     def _docs_per_range(self) -> int:

@@ -356,6 +356,11 @@ def sized_shuffles(spark: SparkSession, num_rows: int, *, at_least: int) -> Iter
             spark.conf.set(SHUFFLE_PARTITIONS, str(before))
 
 
+def read_table(spark: SparkSession, *paths: str) -> DataFrame:
+    """A Parquet table, or the files of one, whose names Hadoop would take for patterns."""
+    return spark.read.parquet(*(re.sub(r"([][{}*?\\])", r"\\\1", path) for path in paths))
+
+
 def write_table(frame: DataFrame, path: Path, *, num_files: int | None = None) -> None:
     """Write a Parquet table; `num_files` None keeps the frame's partitions."""
     frame = frame.coalesce(num_files) if num_files else frame

@@ -10,6 +10,7 @@ Pizzi et al., arXiv 2202.10261, section 4; windows of one pass, R-MAC, Tolias et
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from embed.layout import layout, with_layout
 from embed.whitening import Whitening
 from embed.zoom import Zoom
 
+CUBE: Final = 3.0
 Rows = NDArray[np.float32]
 
 
@@ -52,8 +54,9 @@ class Head:
         return np.stack(rows, axis=1)
 
     def _raised(self, features: Rows) -> Rows:
-        raised: Rows = np.power(np.maximum(features, np.float32(1e-6)), np.float32(self.gem_p))
-        return raised
+        seen: Rows = np.maximum(features, np.float32(1e-6))
+        # numpy's power takes eight times as long, where it may not use AVX-512.
+        return seen * seen * seen if self.gem_p == CUBE else np.power(seen, np.float32(self.gem_p))
 
     def _pooled(self, raised: Rows) -> Rows:
         pooled: Rows = np.power(raised.mean(axis=(1, 2)), np.float32(1 / self.gem_p))

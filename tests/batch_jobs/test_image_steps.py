@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import schemas
-from batch_jobs.errors import RejectedError, SourceError, WorkspaceError
+from batch_jobs.errors import RejectedError, SessionError, SourceError, WorkspaceError
 from batch_jobs.exports import export_run, read_rejects
 from batch_jobs.pipeline import Run, run_pipeline
 from batch_jobs.settings import RunSettings
@@ -32,11 +36,31 @@ def by_doc(run: Run) -> list[tuple[int, bytes]]:
     return sorted((row["doc"], row["embedding"]) for row in table(run, "embed", "embeddings"))
 
 
+def rows_of(workspace: Path) -> dict[str, list[str]]:
+    """The rows of all tables but the blocks, in an order of their own."""
+    tables = [table for table in (workspace / "steps").glob("*/*") if table.is_dir() and "_blocks" not in table.name]
+    return {
+        f"{table.parent.name.split('-')[0]}/{table.name}": sorted(map(str, pq.read_table(table).to_pylist()))
+        for table in tables
+    }
+
+
+@pytest.fixture(scope="module", params=["local[2]", None], ids=["spark", "driver"])
+def master(request: pytest.FixtureRequest) -> str | None:
+    """Who opens the images: Spark, because a master is named, or the driver."""
+    named: str | None = request.param
+    return named
+
+
 @pytest.fixture(scope="module")
-def images_run(spark: SparkSession, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def images_run(
+    spark: SparkSession, master: str | None, tiny_embedder: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     root = tmp_path_factory.mktemp("images")
     folder = write_photo_folder(root / "photos")
-    return run_pipeline(RunSettings(source=str(folder), workspace=root / "workspace", embedder=tiny_embedder))
+    return run_pipeline(
+        RunSettings(source=str(folder), workspace=root / "workspace", embedder=tiny_embedder, master=master)
+    )
 
 
 def test_every_file_is_embedded_copied_or_rejected(images_run: Run) -> None:
@@ -98,11 +122,15 @@ def test_a_table_of_contents_gives_the_same_embeddings(images_run: Run, tiny_emb
     run = run_pipeline(
         RunSettings(source=str(tmp_path / "images.parquet"), workspace=tmp_path / "workspace", embedder=tiny_embedder)
     )
-    assert by_doc(run) == by_doc(images_run)
+    assert [doc for doc, _ in by_doc(run)] == [doc for doc, _ in by_doc(images_run)]
+    ours, theirs = (np.frombuffer(b"".join(row for _, row in by_doc(one)), "<f4") for one in (run, images_run))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert table(run, "cluster", "clusters") == table(images_run, "cluster", "clusters")
 
 
-def test_a_table_of_uris_stays_below_its_root(images_run: Run, tiny_embedder: str, tmp_path: Path) -> None:
+def test_a_table_of_uris_stays_below_its_root(
+    images_run: Run, master: str | None, tiny_embedder: str, tmp_path: Path
+) -> None:
     """Relative uris are read from the root, absolute ones outside of it are rejected."""
     folder = images_run.source.path
     uris = pa.table({"image_id": ["in", "also", "out"], "uri": ["photo-1.png", "photo-2.png", "/etc/hostname"]})
@@ -113,6 +141,7 @@ def test_a_table_of_uris_stays_below_its_root(images_run: Run, tiny_embedder: st
             workspace=tmp_path / "workspace",
             embedder=tiny_embedder,
             uri_root=folder,
+            master=master,
         )
     )
     assert [row["image_id"] for row in table(run, "catalogue", "catalogue")] == ["also", "in"]
@@ -120,11 +149,62 @@ def test_a_table_of_uris_stays_below_its_root(images_run: Run, tiny_embedder: st
     assert (reject["image_id"], reject["reason"]) == ("out", "unreadable")
 
 
-def test_repeated_ids_of_a_table_are_named(spark: SparkSession, tiny_embedder: str, tmp_path: Path) -> None:
-    """Two rows with one id are refused before anything is embedded."""
-    pq.write_table(pa.table({"image_id": ["a", "b", "a"], "uri": ["1", "2", "3"]}), tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match="more than once, such as a;"):
-        run_pipeline(RunSettings(source=str(tmp_path / "t.parquet"), workspace=tmp_path / "w", embedder=tiny_embedder))
+@pytest.mark.parametrize(
+    ("image_ids", "message"),
+    [(["a", "b", "a"], "more than once, such as a;"), (["a", None, "b"], "without an image_id")],
+)
+def test_ids_of_a_table_are_there_and_distinct(
+    images_run: Run, tmp_path: Path, image_ids: list[str | None], message: str
+) -> None:
+    """Two rows with one id, or one without, are refused before anything is embedded."""
+    pq.write_table(pa.table({"image_id": image_ids, "uri": ["1", "2", "3"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=message):
+        run_pipeline(replace(images_run.settings, source=str(tmp_path / "t.parquet"), workspace=tmp_path / "w"))
+
+
+def test_the_driver_writes_the_rows_that_spark_writes(tiny_embedder: str, tmp_path: Path) -> None:
+    """A thorough run of files has the same rows in all tables, embeddings to the bit, whoever opens the images."""
+    folder = write_photo_folder(tmp_path / "photos")
+
+    def rows_made(workspace: Path, *arguments: str) -> dict[str, list[str]]:
+        # In a process of its own, as numpy rounds by the instructions that it may use, and this one's has been loaded.
+        fixed = ["dedup", str(folder), "--workspace", str(workspace), "--embedder", tiny_embedder, "--thorough"]
+        subprocess.run([sys.executable, "-m", "cli", *fixed, *arguments], check=True)
+        return rows_of(workspace)
+
+    by_driver, by_spark = rows_made(tmp_path / "driver"), rows_made(tmp_path / "spark", "--master", "local[2]")
+    assert by_driver == by_spark
+    assert {"catalogue/rejects", "embed/rejects", "views/views", "compare/view_edges"} <= by_driver.keys()
+
+
+def test_images_of_files_need_no_spark(
+    photo_folder: Path, tiny_embedder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is deduplicated on a machine without Java, unless someone names a master."""
+    monkeypatch.setattr("batch_jobs.session.spark_session", _no_java)
+
+    settings = RunSettings(source=str(photo_folder), workspace=tmp_path / "w", embedder=tiny_embedder)
+    assert run_pipeline(settings).num_catalogued == 15
+
+    with pytest.raises(SessionError):
+        run_pipeline(replace(settings, master="local[2]", workspace=tmp_path / "other"))
+
+
+def _no_java(**_: Any) -> Any:
+    raise SessionError("no Java found")
+
+
+def test_folders_may_have_any_name(spark: SparkSession, tiny_embedder: str, tmp_path: Path) -> None:
+    """What a shell or Spark would take for a pattern is a name like any other."""
+    root = tmp_path / r"a [1-2] {b,c} * ? \d"
+    folder = write_photo_folder(root / "photos")
+    contents = {"image_id": ["x"], "content": [(folder / "photo-1.png").read_bytes()]}
+    pq.write_table(pa.table(contents), root / "table.parquet")
+
+    for source in (folder, root / "table.parquet"):
+        workspace = root / f"workspace of {source.stem}"
+        settings = RunSettings(source=str(source), workspace=workspace, embedder=tiny_embedder, master="local[2]")
+        assert run_pipeline(settings).num_images == run_pipeline(settings).source.num_images
 
 
 def test_too_many_rejects_fail_the_run(images_run: Run) -> None:

@@ -28,8 +28,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photo_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
-def night(source: Path, workspace: Path, embedder: str, options: NightOptions | None = None) -> NightResults:
-    settings = RunSettings(source=str(source), workspace=workspace, embedder=embedder, num_partitions=1)
+def night(
+    source: Path, workspace: Path, embedder: str, options: NightOptions | None = None, *, master: str | None = None
+) -> NightResults:
+    settings = RunSettings(source=str(source), workspace=workspace, embedder=embedder, num_partitions=1, master=master)
     return run_nightly(settings, options or NightOptions())
 
 
@@ -59,13 +61,20 @@ def groups(workspace: Path) -> set[frozenset[str]]:
     return {frozenset(members) for members in found.values()}
 
 
-def test_nights_over_a_folder(spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("master", ["local[2]", None], ids=["spark", "driver"])
+def test_nights_over_a_folder(
+    spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path, master: str | None
+) -> None:
     """Files that come, go, change, move, are rewritten or cannot be read: each has its effect and no other.
 
     One test, because each night rests on the one before.
     """
     folder, workspace = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "workspace"
-    first = night(folder, workspace, tiny_embedder)
+
+    def one_night(options: NightOptions | None = None) -> NightResults:
+        return night(folder, workspace, tiny_embedder, options, master=master)
+
+    first = one_night()
     assert counts(first) == (0, 15, 0, 0, 0)
     before, embedded = contents_of(workspace), embedded_docs(workspace)
     assert before["photo-0.png"][1] == before["copies/same.png"][0]
@@ -76,7 +85,7 @@ def test_nights_over_a_folder(spark: SparkSession, tiny_embedder: str, photos: P
     os.utime(folder / "photo-2.png", (1, 1))
     (folder / "photo-3.png").rename(folder / "moved.png")
     synthetic_photo(51).save(folder / "new.png")
-    second = night(folder, workspace, tiny_embedder)
+    second = one_night()
     after = contents_of(workspace)
     assert counts(second) == (12, 2, 1, 2, 1)
     assert second.rejects_by_reason == {"unknown_format": 2, "empty": 1, **NOISE}
@@ -88,22 +97,22 @@ def test_nights_over_a_folder(spark: SparkSession, tiny_embedder: str, photos: P
     assert frozenset({"moved.png", "copies/photo-3.jpg"}) in groups(workspace)
 
     # What was written again is known by its new state: nothing has changed.
-    third = night(folder, workspace, tiny_embedder)
+    third = one_night()
     assert not third.is_new
 
     # A known image that cannot be read any more is removed; a reject that can be read is new.
     (folder / "photo-4.png").write_text("broken")
     synthetic_photo(52).save(folder / "empty.jpg", format="png")
-    fourth = night(folder, workspace, tiny_embedder)
+    fourth = one_night()
     assert counts(fourth) == (14, 1, 0, 1, 0)
     assert "photo-4.png" not in contents_of(workspace)
     assert "empty.jpg" in contents_of(workspace)
 
     # A photo is redone with its exact copies, and both share the new content.
     shutil.copy(folder / "photo-5.png", folder / "same-5.png")
-    night(folder, workspace, tiny_embedder)
+    one_night()
     assert contents_of(workspace)["same-5.png"][1] == after["photo-5.png"][1]
-    redone = night(folder, workspace, tiny_embedder, NightOptions(only=("same-5.png",)))
+    redone = one_night(NightOptions(only=("same-5.png",)))
     assert redone.night.counts.changed == 2
     again = contents_of(workspace)
     assert again["photo-5.png"][1] == again["same-5.png"][1] > max(after.values())[0]
