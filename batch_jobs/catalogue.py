@@ -3,8 +3,8 @@
 Reads the source once. An image whose header cannot be read becomes a row of `rejects`. Docs are dense and follow the
 order of the image ids, so they depend on nothing but the set of images.
 
-Spark does so for any number of images; on one machine threads of the driver do it for a small source of files, with the
-same rows as a result.
+Spark does so for any number of images; on one machine threads of the driver do it for a small source, with the same
+rows as a result.
 
 A night reads only what arrives: ids that are not known, and known ones whose file was written again. The latter keep
 their doc when the bytes are the same; otherwise the old doc is removed and the image gets a new one. New docs go on
@@ -14,7 +14,7 @@ where the known ones end.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -36,10 +36,12 @@ from batch_jobs.sources import (
     SIZE_BITS,
     Source,
     SourceKind,
+    content_groups,
     file_ids,
     file_state,
     list_source,
     place_of,
+    read_contents,
     read_embeddings,
     read_image_bytes,
     strings,
@@ -79,8 +81,6 @@ def catalogue(
     """
     from pyspark.sql import functions as f
 
-    if changes is not None and not len(changes.arrivals):
-        return catalogue_removals(folder, changes)
     listing = list_images(spark, source, num_partitions=num_partitions, arrivals=changes.arrivals if changes else None)
     if source.kind is not SourceKind.FILES:
         _require_unique_ids(listing, source)
@@ -99,7 +99,7 @@ def catalogue(
     return {}
 
 
-def catalogue_files(
+def catalogue_in_driver(
     runner: TaskRunner,
     folder: Path,
     *,
@@ -108,15 +108,14 @@ def catalogue_files(
     known: Known = KNOWN_NOTHING,
     changes: Changes | None = None,
 ) -> Mapping[str, Any]:
-    """As `catalogue`, of images in files that are few enough for the driver."""
+    """As `catalogue`, of so few images that threads of this process look at them."""
     if changes is None:
         changes = find_changes(list_source(source), CATALOGUE_ARROW.empty_table())
-    if not len(changes.arrivals):
-        return catalogue_removals(folder, changes)
-    shares = changes.arrivals.select(schemas.columns(schemas.LISTING)).to_batches(max_chunksize=IMAGES_AT_ONCE)
+    shares = _shares(source, changes.arrivals)
 
     def inspect(number: int) -> pa.Table:
-        return pa.Table.from_batches(inspect_images(iter([shares[number]]), root=str(source.root), limits=limits))
+        inspected = inspect_images(shares[number](), root=str(source.root), limits=limits)
+        return pa.Table.from_batches(inspected, INSPECTED_ARROW)
 
     inspected = runner.run(len(shares), inspect, returns=schemas.INSPECTED, folder=folder)
     is_accepted = pc.is_null(inspected["reason"])
@@ -129,12 +128,13 @@ def catalogue_files(
     return {}
 
 
-def catalogue_removals(folder: Path, changes: Changes) -> Mapping[str, Any]:
-    """Write the tables of a night on which no image arrives."""
-    write_arrow(CATALOGUE_ARROW.empty_table(), folder / "catalogue")
-    write_arrow(REJECTS_ARROW.empty_table(), folder / "rejects")
-    _write_changes(folder, changes, rewritten=NO_TWINS.rewritten)
-    return {}
+def _shares(source: Source, arrivals: pa.Table) -> list[Callable[[], Iterator[pa.RecordBatch]]]:
+    """What reads a share of the images each, as `inspect_images` takes them."""
+    if source.kind is SourceKind.CONTENT_TABLE:
+        image_ids = arrivals["image_id"].combine_chunks()
+        return [partial(read_contents, group, image_ids) for group in content_groups(source)]
+    listing = arrivals.select(schemas.columns(schemas.LISTING))
+    return [partial(iter, [batch]) for batch in listing.to_batches(max_chunksize=IMAGES_AT_ONCE)]
 
 
 def catalogue_embeddings(

@@ -26,7 +26,14 @@ from batch_jobs.errors import SessionError
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
 from batch_jobs.make_terms import binary_rows
 from batch_jobs.session import ROWS_PER_GROUP, num_cores, read_table, write_arrow, write_table
-from batch_jobs.sources import Source, SourceKind, read_embeddings, release_embeddings
+from batch_jobs.sources import (
+    Source,
+    SourceKind,
+    content_groups,
+    read_contents,
+    read_embeddings,
+    release_embeddings,
+)
 from batch_jobs.task_files import parquet_file
 from embed.decoding import ImageLimits, ImageRejected, decode_image
 from embed.preprocessing import to_square
@@ -104,15 +111,15 @@ def embed_images(
     return {}
 
 
-def embed_files(
-    folder: Path, *, catalogue: str, task: EmbedTask, progress: Callable[[float], None]
+def embed_in_driver(
+    folder: Path, *, source: Source, catalogue: str, task: EmbedTask, progress: Callable[[float], None]
 ) -> Mapping[str, Any]:
-    """As `embed_images`, of images in files that are few enough for the driver, with all of its threads."""
+    """As `embed_images`, of so few images that this process embeds them, with all of its threads."""
     images = pq.read_table(catalogue, columns=["image_id", "uri", "doc", "original_doc"])
     rejected = []
 
     def found() -> Iterator[pa.RecordBatch]:
-        for rows in embed_batches(iter(distinct_files(catalogue, told=progress)), task=task):
+        for rows in embed_batches(read_distinct(source, catalogue, progress), task=task):
             is_found = pc.is_valid(rows["embedding"])
             rejected.append(rows.filter(pc.invert(is_found)))
             yield rows.filter(is_found).select(schemas.columns(schemas.EMBEDDINGS))
@@ -158,13 +165,29 @@ def distinct_images(spark: SparkSession, source: Source, catalogue: str) -> Data
     return distinct.drop("uri").join(list_images(spark, source, num_partitions=1), "image_id")
 
 
-def distinct_files(catalogue: str, *, told: Callable[[float], None]) -> Iterator[pa.RecordBatch]:
-    """As `distinct_images`, of images in files, by doc; `told` the share that has been asked for."""
-    images = pq.read_table(catalogue, columns=["doc", "original_doc", "uri"])
-    images = images.filter(pc.equal(images["doc"], images["original_doc"])).sort_by("doc")
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        yield from images.slice(start, IMAGES_AT_ONCE).combine_chunks().to_batches()
-        told(min(1.0, (start + IMAGES_AT_ONCE) / len(images)))
+def read_distinct(
+    source: Source, catalogue: str, progress: Callable[[float], None] = lambda _: None
+) -> Iterator[pa.RecordBatch]:
+    """As `distinct_images`, by doc, or in the order of a table of contents; progress is the share that was read."""
+    images = pq.read_table(catalogue, columns=["image_id", "doc", "original_doc", "uri"])
+    images = images.filter(pc.equal(images["doc"], images["original_doc"])).sort_by("doc").combine_chunks()
+    if source.kind is SourceKind.CONTENT_TABLE:
+        batches = _with_contents(source, images)
+    else:
+        batches = iter(images.select(["doc", "uri"]).to_batches(max_chunksize=IMAGES_AT_ONCE))
+    num_read = 0
+    for batch in batches:
+        yield batch
+        num_read += len(batch)
+        progress(num_read / len(images))
+
+
+def _with_contents(source: Source, images: pa.Table) -> Iterator[pa.RecordBatch]:
+    image_ids, docs = images["image_id"].combine_chunks(), images["doc"].combine_chunks()
+    for group in content_groups(source):
+        for batch in read_contents(group, image_ids):
+            rows = docs.take(pc.index_in(batch["image_id"], value_set=image_ids))
+            yield pa.RecordBatch.from_arrays([rows, batch["content"]], names=["doc", "content"])
 
 
 def write_embeddings(table: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -23,8 +23,8 @@ from batch_jobs.embed_images import (
     BATCH_SIZE,
     EmbedTask,
     decoded_ahead,
-    distinct_files,
     distinct_images,
+    read_distinct,
     write_embeddings,
 )
 from batch_jobs.gpus import EmbedResources, own_workers, use_assigned_gpu
@@ -73,13 +73,19 @@ def embed_views(
     return {}
 
 
-def view_files(
-    folder: Path, *, catalogue: str, embeddings: str, task: EmbedTask, progress: Callable[[float], None]
+def embed_views_in_driver(
+    folder: Path,
+    *,
+    source: Source,
+    catalogue: str,
+    embeddings: str,
+    task: EmbedTask,
+    progress: Callable[[float], None],
 ) -> Mapping[str, Any]:
-    """As `embed_views`, of images in files that are few enough for the driver, with all of its threads."""
+    """As `embed_views`, of so few images that this process embeds them, with all of its threads."""
     embedded = pq.read_table(embeddings, columns=["doc"])["doc"].combine_chunks()
-    files = distinct_files(catalogue, told=progress)
-    images = (batch.filter(pc.is_in(batch["doc"], value_set=embedded)) for batch in files)
+    distinct = read_distinct(source, catalogue, progress)
+    images = (batch.filter(pc.is_in(batch["doc"], value_set=embedded)) for batch in distinct)
     write_embeddings(folder / "views", view_batches(images, task=task))
     load_once.cache_clear()
     return {}

@@ -231,8 +231,8 @@ class Pipeline:
                 return catalogue.catalogue_embeddings(
                     folder, source=self.source, known=self.known, changes=self.changes
                 )
-            if self._opens_files:
-                return catalogue.catalogue_files(
+            if not self.needs_spark:
+                return catalogue.catalogue_in_driver(
                     self._driver_runner(catalogue.STEP),
                     folder,
                     source=self.source,
@@ -269,9 +269,10 @@ class Pipeline:
                 return embed_images.adopt_embeddings(
                     folder, source=self.source, first_doc=self.known.next_doc, changes=self.changes
                 )
-            if self._opens_files:
-                return embed_images.embed_files(
+            if not self.needs_spark:
+                return embed_images.embed_in_driver(
                     folder,
+                    source=self.source,
                     catalogue=catalogued.table("catalogue"),
                     task=self._embed_task(EmbedResources(num_cores=None)),
                     progress=partial(self.listener.stage_progressed, embed_images.STEP),
@@ -386,9 +387,10 @@ class Pipeline:
         catalogued, embedded = self.outputs[catalogue.STEP], self.outputs[embed_images.STEP]
 
         def write(folder: Path) -> Mapping[str, Any]:
-            if self._opens_files:
-                return embed_views.view_files(
+            if not self.needs_spark:
+                return embed_views.embed_views_in_driver(
                     folder,
+                    source=self.source,
                     catalogue=catalogued.table("catalogue"),
                     embeddings=embedded.table("embeddings"),
                     task=self._embed_task(EmbedResources(num_cores=None)),
@@ -472,10 +474,8 @@ class Pipeline:
 
     @property
     def needs_spark(self) -> bool:
-        """Whether a step will ask for Spark: images lie in a table, much is new, or Spark was asked for."""
-        if self.source.kind is SourceKind.EMBEDDINGS or self._opens_files:
-            return not self._is_small(self._num_arrivals)
-        return self._num_arrivals > 0
+        """Whether the first steps will ask for Spark: much is new, or it was asked for."""
+        return self._num_arrivals > 0 and not self._is_small(self._num_arrivals)
 
     @property
     def _num_arrivals(self) -> int:
@@ -484,11 +484,6 @@ class Pipeline:
 
     def _is_small(self, num_new: int) -> bool:
         return num_new <= MAX_DRIVER_DOCS and self.session.is_optional
-
-    @property
-    def _opens_files(self) -> bool:
-        """Whether this process opens the images itself: those in files, while they are few."""
-        return self.source.kind in {SourceKind.FILES, SourceKind.URI_TABLE} and self._is_small(self._num_arrivals)
 
     def _runner(self, stage: str, *, num_rows: int | None = None) -> TaskRunner:
         """What runs the tasks of a stage over so many rows, one for each image unless given."""

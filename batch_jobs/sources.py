@@ -9,6 +9,7 @@ import glob
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ SIZE_BITS = 22
 NO_STATE = -1
 ROWS_AT_ONCE = 16_384
 STAT_THREADS = 8
+CONTENTS_AT_ONCE = 32
+"""Of images that may each be as large as the limits allow."""
 MIN_MAPPED_BYTES = 1 << 20
 MAX_ASCII = 127
 TYPES = {"string": (pa.string(), pa.large_string()), "binary": (pa.binary(), pa.large_binary())}
@@ -103,6 +107,24 @@ def list_source(source: Source) -> pa.Table:
     states = np.repeat(_file_states(source.files), [len(part) for part in parts])
     image_ids = pa.concat_tables(parts)["image_id"]
     return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), states)
+
+
+def content_groups(source: Source) -> list[tuple[str, int]]:
+    """The files of a table of contents, each with the number of one of its row groups, in order."""
+    return [(file, number) for file in source.files for number in range(pq.read_metadata(file).num_row_groups)]
+
+
+def read_contents(group: tuple[str, int], image_ids: pa.Array) -> Iterator[pa.RecordBatch]:
+    """Those images of one of the `content_groups` that have one of `image_ids`: `image_id`, `content`, `state`."""
+    path, number = group
+    state = file_state(path)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(CONTENTS_AT_ONCE, row_groups=[number], columns=["image_id", "content"]):
+            is_wanted = pc.is_in(batch["image_id"].cast(pa.string()), value_set=image_ids)
+            wanted = batch.filter(is_wanted)
+            columns = [wanted["image_id"].cast(pa.string()), wanted["content"].cast(pa.binary())]
+            states = pa.array(np.full(len(wanted), state))
+            yield pa.RecordBatch.from_arrays([*columns, states], names=["image_id", "content", "state"])
 
 
 def _listing(image_ids: Any, uris: Any, states: NDArray[np.int64]) -> pa.Table:

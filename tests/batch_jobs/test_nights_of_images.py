@@ -122,8 +122,9 @@ def test_nights_over_a_folder(
 NOISE = {"corrupt": 1}
 
 
+@pytest.mark.parametrize("master", ["local[2]", None], ids=["spark", "driver"])
 def test_a_table_that_grows_by_files_is_read_by_its_new_files(
-    spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path
+    spark: SparkSession, tiny_embedder: str, photos: Path, tmp_path: Path, master: str | None
 ) -> None:
     """The images of a file that stays are known unread; those of a rewritten one are told by their bytes."""
     table, workspace = tmp_path / "table.parquet", tmp_path / "workspace"
@@ -134,16 +135,16 @@ def test_a_table_that_grows_by_files_is_read_by_its_new_files(
         pq.write_table(pa.table({"image_id": list(files), "content": contents}), table / name)
 
     write("a.parquet", "photo-0.png", "photo-1.png")
-    night(table, workspace, tiny_embedder)
+    night(table, workspace, tiny_embedder, master=master)
     write("b.parquet", "photo-2.png", "copies/photo-0.jpg")
-    second = night(table, workspace, tiny_embedder)
+    second = night(table, workspace, tiny_embedder, master=master)
     assert counts(second) == (2, 2, 0, 0, 0)
     assert groups(workspace) == {frozenset({"photo-0.png", "copies/photo-0.jpg"})}
     write("a.parquet", "photo-0.png", "photo-3.png")
     os.utime(table / "a.parquet", (5, 5))
-    third = night(table, workspace, tiny_embedder)
+    third = night(table, workspace, tiny_embedder, master=master)
     assert counts(third) == (3, 1, 0, 1, 1)
-    assert not night(table, workspace, tiny_embedder).is_new
+    assert not night(table, workspace, tiny_embedder, master=master).is_new
 
 
 def test_a_table_of_uris_is_told_by_its_files(
