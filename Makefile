@@ -11,7 +11,7 @@ demo: setup ## near-duplicates among real photographs whose truth is known
 	@$(PYTHON) -m benchmarks demo
 
 test: ## lint, types and every test
-	@scripts/setup --browser
+	@scripts/setup --tests
 	@$(MAKE) --no-print-directory lint
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
