@@ -1,7 +1,8 @@
 """Step 2, embed: one embedding per distinct image.
 
 Byte-identical files are embedded once. Decoding runs in threads, one batch ahead of the network. Each Python worker
-builds the network once and keeps it. An image that cannot be decoded becomes a row of `rejects`.
+builds the network once and keeps it; of a small source the driver does all. An image that cannot be decoded becomes a
+row of `rejects`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from batch_jobs.model import Model, candidate_params, model_of
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.operator_errors import operator_errors
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
-from batch_jobs.session import Session, sized_shuffles
+from batch_jobs.session import Session, num_cores, sized_shuffles
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, SourceKind, open_source
 from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
@@ -492,7 +492,7 @@ class Pipeline:
         return self._driver_runner(stage)
 
     def _driver_runner(self, stage: str) -> DriverRunner:
-        return DriverRunner(self.session.parallelism, partial(self.listener.stage_progressed, stage))
+        return DriverRunner(num_cores(), partial(self.listener.stage_progressed, stage))
 
     def _docs_per_range(self) -> int:
         num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]

@@ -37,6 +37,7 @@ ROWS_AT_ONCE = 16_384
 STAT_THREADS = 8
 CONTENTS_AT_ONCE = 32
 """Of images that may each be as large as the limits allow."""
+READ_BYTES = 1 << 20
 MIN_MAPPED_BYTES = 1 << 20
 MAX_ASCII = 127
 TYPES = {"string": (pa.string(), pa.large_string()), "binary": (pa.binary(), pa.large_binary())}
@@ -118,13 +119,19 @@ def read_contents(group: tuple[str, int], image_ids: pa.Array) -> Iterator[pa.Re
     """Those images of one of the `content_groups` that have one of `image_ids`: `image_id`, `content`, `state`."""
     path, number = group
     state = file_state(path)
-    with pq.ParquetFile(path) as file:
+    # Read by pages through a buffer, or all contents of the group would be in memory at once.
+    with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
+        if not pc.any(_are_in(file.read_row_group(number, ["image_id"])["image_id"], image_ids)).as_py():
+            return
         for batch in file.iter_batches(CONTENTS_AT_ONCE, row_groups=[number], columns=["image_id", "content"]):
-            is_wanted = pc.is_in(batch["image_id"].cast(pa.string()), value_set=image_ids)
-            wanted = batch.filter(is_wanted)
+            wanted = batch.filter(_are_in(batch["image_id"], image_ids))
             columns = [wanted["image_id"].cast(pa.string()), wanted["content"].cast(pa.binary())]
             states = pa.array(np.full(len(wanted), state))
             yield pa.RecordBatch.from_arrays([*columns, states], names=["image_id", "content", "state"])
+
+
+def _are_in(image_ids: Any, among: pa.Array) -> Any:
+    return pc.is_in(image_ids.cast(pa.string()), value_set=among)
 
 
 def _listing(image_ids: Any, uris: Any, states: NDArray[np.int64]) -> pa.Table:
