@@ -78,7 +78,7 @@ def _dump(scratch: Path, archive: Path) -> None:
     with spark_session(
         master="local[2]", log=scratch / "spark.log", java_options=(f"-XX:ArchiveClassesAtExit={archive}", *_QUIET)
     ):
-        run_pipeline(RunSettings(source=str(photos), workspace=scratch / "workspace"), until=STEP)
+        run_pipeline(RunSettings(source=str(photos), workspace=scratch / "workspace", master="local[2]"), until=STEP)
         gateway: Any = SparkContext._gateway
     gateway.shutdown()
     java: subprocess.Popen[bytes] = gateway.proc

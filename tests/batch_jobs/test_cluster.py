@@ -144,7 +144,7 @@ def photo_tables(
 ) -> dict[str, str]:
     """The tables of `photos` on `local[2]`."""
     workspace = tmp_path_factory.mktemp("alone")
-    return tables_of(photos, workspace, embedder=tiny_embedder, dtype="float32", num_partitions=4)
+    return tables_of(photos, workspace, embedder=tiny_embedder, dtype="float32", num_partitions=4, master="local[2]")
 
 
 def test_images_on_a_cluster_give_the_tables_of_one_machine(
