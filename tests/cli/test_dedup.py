@@ -252,7 +252,7 @@ def test_interrupted_in_any_stage_it_goes_on_to_the_same_result(
     workspace = tmp_path / "ws"
     arguments = ("dedup", str(embeddings_file), "--workspace", str(workspace), *ON_SPARK, "-v")
     for stage in ("start", "terms", "candidates", "select", "report"):
-        code, stderr = interrupted_in(stage, arguments)
+        code, stderr = interrupted_in(stage, arguments, after_s=0.4 if stage != "report" else 0.0)
         assert (stage, code) == (stage, ExitCode.INTERRUPTED), stderr
         assert "Traceback" not in stderr
         assert "run the same command again" in stderr
@@ -261,6 +261,24 @@ def test_interrupted_in_any_stage_it_goes_on_to_the_same_result(
     result = json.loads(done.stdout)
     for name in ("clusters_csv", "clusters_jsonl"):
         assert Path(result["outputs"][name]).read_bytes() == Path(undisturbed["outputs"][name]).read_bytes()
+
+
+def test_interrupted_while_it_opens_images_it_goes_on_to_the_same_result(
+    photo_folder: Path, tiny_embedder: str, tmp_path: Path
+) -> None:
+    """Ctrl-C in each stage that opens images ends with INTERRUPTED; run again it gives an undisturbed run's bytes."""
+    common = ("dedup", str(photo_folder), "--embedder", tiny_embedder, "--thorough")
+    for stage in ("catalogue", "embed", "views"):
+        arguments = (*common, "--workspace", str(tmp_path / "disturbed"), "-v")
+        code, stderr = interrupted_in(stage, arguments, after_s=0.0)
+        assert (stage, code) == (stage, ExitCode.INTERRUPTED), stderr
+        assert "Traceback" not in stderr
+    written = []
+    for name in ("disturbed", "undisturbed"):
+        done = neardup(*common, "--workspace", tmp_path / name, "--json")
+        assert done.returncode == ExitCode.OK, done.stderr
+        written.append(Path(json.loads(done.stdout)["outputs"]["clusters_csv"]).read_bytes())
+    assert written[0] == written[1]
 
 
 @pytest.mark.spark
@@ -332,10 +350,10 @@ def test_a_java_process_that_dies_is_told_in_one_line(
     )
 
 
-def interrupted_in(stage: str, arguments: tuple[str, ...]) -> tuple[int, str]:
-    """Run `neardup`, send SIGINT shortly after `stage` has started; its exit status and standard error."""
+def interrupted_in(stage: str, arguments: tuple[str, ...], *, after_s: float = 0.4) -> tuple[int, str]:
+    """Run `neardup`, send SIGINT `after_s` after `stage` has started; its exit status and standard error."""
     process = started_until(stage, arguments)
-    time.sleep(0.4 if stage != "report" else 0.0)
+    time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, rest

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embed.embedder_dir import EmbedderSpec, create_embedder_dir
 from embed.errors import TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -50,6 +51,20 @@ def photos(tmp_path: Path) -> Path:
         Image.fromarray(pixels).resize((40, 30)).save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("not a photo")
     return folder
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> EmbedderSpec:
+    """An embedder of random weights, to start from."""
+    from embed.architectures import seed_weights, vgg_copy
+    from embed.training.weights_file import save_weights
+
+    network = vgg_copy(size=18, dim=8)
+    seed_weights(network, 0)
+    save_weights(network, tmp_path / "first.weights.h5")
+    return create_embedder_dir(
+        tmp_path / "first", architecture="vgg_copy", weights=tmp_path / "first.weights.h5", size=18, dim=8
+    )
 
 
 def weights(directory: Path) -> list[Any]:
@@ -129,14 +144,15 @@ def test_an_objective_is_the_loss_of_its_parts() -> None:
     )
 
 
-def test_a_trained_embedder_says_where_it_comes_from(tmp_path: Path, photos: Path, tracking_uri: str) -> None:
+def test_a_trained_embedder_says_where_it_comes_from(
+    tmp_path: Path, photos: Path, first: EmbedderSpec, tracking_uri: str
+) -> None:
     """Photos, settings, first weights and final loss stand in the directory and in the tracking store."""
     from embed.lineage import ModelKind, read_lineages
     from embed.tracking import find_models
     from embed.training.photos import load_photos, photos_sha256
     from embed.training.trainer import train_embedder
 
-    first = train_embedder(photos, tmp_path / "c0", tiny(epochs=1), output=tmp_path / "first", verbose=0)
     trained = train_embedder(
         photos,
         tmp_path / "c1",
@@ -158,11 +174,9 @@ def test_a_trained_embedder_says_where_it_comes_from(tmp_path: Path, photos: Pat
     ]
 
 
-def test_frozen_statistics_leave_batch_norm_as_it_was(tmp_path: Path, photos: Path) -> None:
+def test_frozen_statistics_leave_batch_norm_as_it_was(tmp_path: Path, photos: Path, first: EmbedderSpec) -> None:
     """A training that goes on from an embedder changes its kernels, and its means and variances only if not frozen."""
     from embed.training.trainer import train_embedder
-
-    first = train_embedder(photos, tmp_path / "c0", tiny(epochs=1), output=tmp_path / "first", verbose=0)
 
     def moved(output: str, *, frozen: bool) -> tuple[bool, bool]:
         settings = tiny(epochs=1, seed=1, frozen_statistics=frozen)
