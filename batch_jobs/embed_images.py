@@ -49,7 +49,7 @@ TABLES = ("embeddings", "rejects")
 BATCH_SIZE = 32
 
 IMAGES_AT_ONCE = 4 * BATCH_SIZE
-"""What the driver decodes ahead of the network."""
+"""What is decoded ahead of the network in the driver, and of views anywhere."""
 
 Decoded = NDArray[np.uint8] | ImageRejected
 T = TypeVar("T")
@@ -166,9 +166,7 @@ def distinct_images(spark: SparkSession, source: Source, catalogue: str) -> Data
     return distinct.drop("uri").join(list_images(spark, source, num_partitions=1), "image_id")
 
 
-def read_distinct(
-    source: Source, catalogue: str, progress: Callable[[float], None] = lambda _: None
-) -> Iterator[pa.RecordBatch]:
+def read_distinct(source: Source, catalogue: str, progress: Callable[[float], None]) -> Iterator[pa.RecordBatch]:
     """As `distinct_images`, by doc, or in the order of a table of contents; progress is the share that was read."""
     images = pq.read_table(catalogue, columns=["image_id", "doc", "original_doc", "uri"])
     images = images.filter(pc.equal(images["doc"], images["original_doc"])).sort_by("doc").combine_chunks()

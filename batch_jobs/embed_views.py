@@ -21,6 +21,7 @@ from batch_jobs import schemas
 from batch_jobs.catalogue import image_bytes
 from batch_jobs.embed_images import (
     BATCH_SIZE,
+    IMAGES_AT_ONCE,
     EmbedTask,
     decoded_ahead,
     distinct_images,
@@ -43,7 +44,6 @@ STEP = "views"
 TABLES = ("views",)
 VIEWS_ARROW = schemas.arrow(schemas.EMBEDDINGS)
 FIRST_VIEW = 1 << 40
-_IMAGES_AT_ONCE = 4 * BATCH_SIZE
 
 Squares = list[NDArray[np.uint8]]
 
@@ -104,7 +104,7 @@ def view_batches(batches: Iterator[pa.RecordBatch], *, task: EmbedTask) -> Itera
     """Rows of images to the rows of their views, in order; what cannot be read any more has none."""
     use_assigned_gpu()
     embedder = load_once(task.embedder, task.dtype, task.num_threads)
-    few = (batch.slice(start, _IMAGES_AT_ONCE) for batch in batches for start in range(0, len(batch), _IMAGES_AT_ONCE))
+    few = (batch.slice(start, IMAGES_AT_ONCE) for batch in batches for start in range(0, len(batch), IMAGES_AT_ONCE))
     decode = partial(_decoded, task=task, embedder=embedder)
     for images, decoded in decoded_ahead(few, decode, num_threads=task.num_threads):
         yield _view_rows(images["doc"].to_numpy(), decoded, embedder)

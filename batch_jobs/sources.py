@@ -11,6 +11,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -101,10 +102,12 @@ def list_source(source: Source) -> pa.Table:
     if source.kind is SourceKind.FILES:
         return _listing(pa.array(file_ids(source)), pa.array(source.files), _file_states(source.files))
     if source.kind is SourceKind.URI_TABLE:
-        table = pyarrow.dataset.dataset(list(source.files), format="parquet").to_table(columns=["image_id", "uri"])
+        with _readable(source.path):
+            table = pyarrow.dataset.dataset(list(source.files), format="parquet").to_table(columns=["image_id", "uri"])
         places = [str(place_of(uri, root=str(source.root))) for uri in table["uri"].to_pylist()]
         return _listing(table["image_id"], table["uri"], _file_states(places))
-    parts = [pq.read_table(file, columns=["image_id"], partitioning=None) for file in source.files]
+    with _readable(source.path):
+        parts = [pq.read_table(file, columns=["image_id"], partitioning=None) for file in source.files]
     states = np.repeat(_file_states(source.files), [len(part) for part in parts])
     image_ids = pa.concat_tables(parts)["image_id"]
     return _listing(image_ids, pa.nulls(len(image_ids), pa.string()), states)
@@ -120,7 +123,7 @@ def read_contents(group: tuple[str, int], image_ids: pa.Array) -> Iterator[pa.Re
     path, number = group
     state = file_state(path)
     # Read by pages through a buffer, or all contents of the group would be in memory at once.
-    with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
+    with _readable(path), pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
         if not pc.any(_are_in(file.read_row_group(number, ["image_id"])["image_id"], image_ids)).as_py():
             return
         for batch in file.iter_batches(CONTENTS_AT_ONCE, row_groups=[number], columns=["image_id", "content"]):
@@ -128,6 +131,16 @@ def read_contents(group: tuple[str, int], image_ids: pa.Array) -> Iterator[pa.Re
             columns = [wanted["image_id"].cast(pa.string()), wanted["content"].cast(pa.binary())]
             states = pa.array(np.full(len(wanted), state))
             yield pa.RecordBatch.from_arrays([*columns, states], names=["image_id", "content", "state"])
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Raises SourceError where what the block reads of a Parquet table is damaged or gone."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"source {path} cannot be read any further ({reason}); write that table again") from error
 
 
 def _are_in(image_ids: Any, among: pa.Array) -> Any:

@@ -161,6 +161,19 @@ def test_ids_of_a_table_are_there_and_distinct(
         run_pipeline(replace(images_run.settings, source=str(tmp_path / "t.parquet"), workspace=tmp_path / "w"))
 
 
+@pytest.mark.parametrize("column", ["image_id", "content"])
+def test_a_damaged_table_is_named(photo_folder: Path, tiny_embedder: str, tmp_path: Path, column: str) -> None:
+    """A page that cannot be read is told with the table that it is in, whichever column it belongs to."""
+    path = tmp_path / "images.parquet"
+    contents = {"image_id": ["x"], "content": [(photo_folder / "photo-1.png").read_bytes()]}
+    pq.write_table(pa.table(contents), path, use_dictionary=False)
+    start = pq.read_metadata(path).row_group(0).column(list(contents).index(column)).data_page_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:start] + b"\xff" * 12 + whole[start + 12 :])
+    with pytest.raises(SourceError, match=r"images\.parquet cannot be read any further .*write that table again"):
+        run_pipeline(RunSettings(source=str(path), workspace=tmp_path / "w", embedder=tiny_embedder))
+
+
 def test_the_driver_writes_the_rows_that_spark_writes(tiny_embedder: str, tmp_path: Path) -> None:
     """A thorough run of files has the same rows in all tables, embeddings to the bit, whoever opens the images."""
     folder = write_photo_folder(tmp_path / "photos")
