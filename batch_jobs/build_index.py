@@ -44,6 +44,7 @@ from lsh.errors import LshError
 from lsh.index.layout import params_for, probes_for
 from lsh.index.manifest import Manifest
 from lsh.index.publishing import new_generation, promote
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.index.writing import GenerationSpec, GenerationWriter
 
 STEP = "index"
@@ -57,8 +58,8 @@ IN_NIGHTS_ONLY = "is_full"
 class IndexedRun:
     """The committed tables that a generation is made of, and what decided them.
 
-    `scorer` is the folder that keeps the files of what scored the run's pairs, `view_margins` what the views of a
-    thorough run count less, by their place among an image's views.
+    `scorer` is the folder that keeps the files of what scored the run's pairs, `view_similarity` says how the views of
+    a thorough run count.
     """
 
     whole: Known
@@ -68,7 +69,12 @@ class IndexedRun:
     dim: int
     seed: int
     min_score: float
-    view_margins: tuple[float, ...] = ()
+    view_similarity: ViewSimilarity | None = None
+
+    @property
+    def num_views(self) -> int:
+        """Views of each image."""
+        return len(self.view_similarity.margins) if self.view_similarity else 0
 
 
 def index_folder(workspace: Path) -> Path:
@@ -96,14 +102,14 @@ def build_index(
         content_docs = images["original_doc"].to_numpy()
         contents, original_rows = contents_of(content_docs, np.isin(content_docs, read_docs(run.whole.embeddings)))
         if not with_views:
-            run = replace(run, view_margins=())
+            run = replace(run, view_similarity=None)
         owners = owners_of_views(run, contents)
-        num_rows = len(images) + owners.size * len(run.view_margins)
+        num_rows = len(images) + owners.size * run.num_views
         num_probes = num_tables * probes_per_table if probes_per_table else probes_for(num_rows, num_tables=num_tables)
         spec = GenerationSpec(
             num_docs=len(images),
             owners=owners,
-            view_margins=run.view_margins,
+            view_similarity=run.view_similarity,
             term_params=params_for(num_rows, dim=run.dim, num_tables=num_tables, seed=run.seed),
             num_probes=num_probes,
             embedder_digest=run.embedder_digest,
@@ -171,7 +177,7 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
             dim=hashed["terms"]["dim"],
             seed=hashed["terms"]["seed"],
             min_score=selected["min_score"],
-            view_margins=tuple(compared["margins"]) if compared else (),
+            view_similarity=ViewSimilarity.from_json(compared["view_similarity"]) if compared else None,
         )
     asked = "" if min_score is None else f" with min_score={min_score}"
     raise WorkspaceError(
@@ -189,15 +195,17 @@ def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
         dim=night.settings["terms"]["dim"],
         seed=night.settings["terms"]["seed"],
         min_score=night.settings["min_score"],
-        view_margins=tuple(_inputs(workspace, "compare", compared[-1])["margins"]) if compared else (),
+        view_similarity=ViewSimilarity.from_json(_inputs(workspace, "compare", compared[-1])["view_similarity"])
+        if compared
+        else None,
     )
 
 
 def owners_of_views(run: IndexedRun, contents: Contents) -> NDArray[np.int64]:
     """The rows, ascending, of the live images that have views; each has all of them."""
-    if not run.view_margins:
+    if not run.num_views:
         return np.empty(0, np.int64)
-    content_docs = np.unique((read_docs(run.whole.view_codes) - FIRST_VIEW) // len(run.view_margins))
+    content_docs = np.unique((read_docs(run.whole.view_codes) - FIRST_VIEW) // run.num_views)
     rows = contents.rows_of(content_docs)
     return np.sort(rows[rows >= 0])
 
@@ -240,7 +248,7 @@ def _add_embeddings(writer: GenerationWriter, run: IndexedRun, contents: Content
         writer.add_embeddings(rows[rows >= 0], embedding_rows(batch["embedding"], dim=run.dim)[rows >= 0])
 
     def add_views(batch: pa.RecordBatch) -> None:
-        content_docs, views = np.divmod(batch["doc"].to_numpy() - FIRST_VIEW, len(run.view_margins))
+        content_docs, views = np.divmod(batch["doc"].to_numpy() - FIRST_VIEW, run.num_views)
         image_rows = contents.rows_of(content_docs)
         rows = writer.spec.view_rows(image_rows[image_rows >= 0], views[image_rows >= 0])
         codes = np.frombuffer(binary_values(batch["code"]), np.int8).reshape(-1, run.dim)
@@ -249,7 +257,7 @@ def _add_embeddings(writer: GenerationWriter, run: IndexedRun, contents: Content
     with ThreadPoolExecutor(num_threads) as pool:
         for add, batch in chain(
             zip(repeat(add_images), _batches(run.whole.embeddings, ["doc", "embedding"])),
-            zip(repeat(add_views), _batches(run.whole.view_codes if run.view_margins else (), ["doc", "code"])),
+            zip(repeat(add_views), _batches(run.whole.view_codes if run.num_views else (), ["doc", "code"])),
         ):
             pending.append(pool.submit(add, batch))
             if len(pending) > 2 * num_threads:

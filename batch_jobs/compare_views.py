@@ -1,8 +1,8 @@
 """Step 5b, compare, in thorough runs: matches of an image with a view of another.
 
 Views are joined and verified like images, by the same steps, but only with whole images: the views of new images with
-all images, and known views with the new images. The best view of a pair that is no match yet makes it one, by the
-threshold of all matches and the view's margin.
+all images, and known views with the new images. Of a pair that is no match yet the best view is looked at once more,
+beside the cosine of the wholes, and makes it one by the threshold of all matches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from batch_jobs.embed_views import FIRST_VIEW, views_of
 from batch_jobs.nights import Known, read_columns
 from batch_jobs.session import write_arrow
 from batch_jobs.task_runners import TaskRunner
-from embed.views import NUM_VIEWS, VIEW_MARGINS
+from embed.pair_scoring import PairScorer
+from embed.views import MAX_LIFT, NUM_VIEWS, VIEW_MARGINS, lifted
 from lsh.sorting import starts_of_runs
 
 STEP = "compare"
@@ -64,19 +65,25 @@ def compare_views(
         matches,
         pair_blocks=str(work),
         codes=(*whole.codes, *whole.view_codes),
-        selection=replace(selection, margins=select_matches.Margins(FIRST_VIEW, VIEW_MARGINS)),
+        selection=replace(
+            selection,
+            scorer=PairScorer(),
+            min_score=selection.scorer.lowest_similarity(selection.min_score) - MAX_LIFT,
+            margins=select_matches.Margins(FIRST_VIEW, VIEW_MARGINS),
+        ),
         docs_per_range=join.docs_per_range,
     )
     of_views = read_columns((str(matches / "edges"),), EDGES_ARROW.names)
     matched = read_columns((edges,), ["left_doc", "right_doc"])
-    write_arrow(view_edges(of_views, matched), folder / "view_edges")
+    best = best_views(of_views, matched)
+    write_arrow(matches_by_views(best, codes=whole.codes, selection=selection), folder / "view_edges")
     for done in (work, matches):
         shutil.rmtree(done)
     return {"num_view_pairs": selected["num_distinct_pairs"], "num_cut_buckets": num_cut_buckets}
 
 
-def view_edges(of_views: pa.Table, matched: pa.Table) -> pa.Table:
-    """Matches of images with views as `EDGES` of images: of each pair the best view, none that is in `matched`.
+def best_views(of_views: pa.Table, matched: pa.Table) -> pa.Table:
+    """Images with views like them as `EDGES` of images: of each pair the best view, none that is in `matched`.
 
     An image's own views are no matches.
     """
@@ -86,13 +93,25 @@ def view_edges(of_views: pa.Table, matched: pa.Table) -> pa.Table:
     is_wanted = (lefts != rights) & ~np.isin(
         _keys(lefts, rights), _keys(*(matched[end].to_numpy() for end in ("left_doc", "right_doc")))
     )
-    scores, shared_terms = of_views["score"].to_numpy(), of_views["shared_terms"].to_numpy()
-    similarities = of_views["similarity"].to_numpy()
-    order = np.lexsort((-shared_terms, -similarities, -scores, rights, lefts))
+    similarities, shared_terms = of_views["similarity"].to_numpy(), of_views["shared_terms"].to_numpy()
+    order = np.lexsort((-shared_terms, -similarities, rights, lefts))
     order = order[is_wanted[order]]
     best = order[starts_of_runs(lefts[order].astype(np.uint64), rights[order].astype(np.uint64))]
-    columns = [lefts, rights, similarities, scores, shared_terms]
+    columns = [lefts, rights, similarities, similarities, shared_terms]
     return pa.table([column[best] for column in columns], schema=EDGES_ARROW)
+
+
+def matches_by_views(best: pa.Table, *, codes: tuple[str, ...], selection: select_matches.Selection) -> pa.Table:
+    """Those of `best_views` that are matches, as similar as a view counts beside their wholes, `codes`."""
+    if not len(best):
+        return best
+    pairs = select_matches.pairs_of_codes(
+        codes, np.stack([best["left_doc"].to_numpy(), best["right_doc"].to_numpy()], axis=1), dim=selection.dim
+    )
+    similarities = lifted(best["similarity"].to_numpy(), pairs.cosines)
+    scores = pairs.scores(similarities, selection.scorer)
+    looked_at = best.set_column(2, "similarity", pa.array(similarities)).set_column(3, "score", pa.array(scores))
+    return looked_at.filter(pa.array(scores >= np.float32(selection.min_score))).cast(EDGES_ARROW)
 
 
 def _keys(lefts: NDArray[np.int64], rights: NDArray[np.int64]) -> NDArray[np.int64]:

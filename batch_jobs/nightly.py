@@ -60,7 +60,7 @@ from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from embed.embedder_dir import DTYPES
 from embed.errors import EmbedError
-from embed.views import VIEW_MARGINS, describe_views
+from embed.views import describe_views, view_similarity
 from lsh.errors import LshError
 
 CHANGING_TABLES = ("catalogue", "removed", "rewritten")
@@ -294,7 +294,7 @@ def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
         "min_score": model.min_score,
         "min_shared_terms": settings.min_shared_terms,
         "verified": settings.verified,
-        **({"thorough": digest([describe_views(), VIEW_MARGINS])[:KEY_LENGTH]} if settings.thorough else {}),
+        **({"thorough": digest([describe_views(), view_similarity()])[:KEY_LENGTH]} if settings.thorough else {}),
     }
 
 

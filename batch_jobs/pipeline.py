@@ -37,7 +37,7 @@ from batch_jobs.sources import Source, SourceKind, open_source
 from batch_jobs.task_runners import MAX_DRIVER_DOCS, DriverRunner, SparkRunner, TaskRunner
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace
 from embed.pair_scoring import scorer_files
-from embed.views import NUM_VIEWS, VIEW_MARGINS, describe_views
+from embed.views import NUM_VIEWS, describe_views, view_similarity
 
 STEPS = (
     catalogue.STEP,
@@ -445,7 +445,7 @@ class Pipeline:
                 selection=self.selection,
             )
 
-        inputs = {"view_terms": hashed.key, "select": selected.key, "margins": VIEW_MARGINS}
+        inputs = {"view_terms": hashed.key, "select": selected.key, "view_similarity": view_similarity()}
         return self.workspace.step(compare_views.STEP, inputs=inputs, write=write, tables=compare_views.TABLES)
 
     def cluster(self) -> StepOutput:

@@ -251,15 +251,34 @@ def matcher(codes: tuple[str, ...], selection: Selection) -> Match | None:
     """A `Match` by the codes of all segments `codes`; None unverified."""
 
     def match(pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        docs = np.unique(pairs)
-        rows = _codes_of_docs(codes, docs.astype(np.uint64), dim=selection.dim)
-        left_rows, right_rows = np.searchsorted(docs, pairs[:, 0]), np.searchsorted(docs, pairs[:, 1])
-        projected = selection.scorer.project(rows)
-        similarities = pair_cosines(rows, rows, left_rows, right_rows)
-        scores = selection.scorer.scores(similarities, projected, projected, left_rows, right_rows)
+        of_codes = pairs_of_codes(codes, pairs, dim=selection.dim)
+        scores = of_codes.scores(of_codes.cosines, selection.scorer)
         return scores >= np.float32(selection.min_score), scores
 
     return match if selection.verified else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodePairs:
+    """Pairs of rows of codes `(n, dim)`, and their cosines `(m,)` float32."""
+
+    codes: NDArray[np.int8]
+    left_rows: NDArray[np.int64]
+    right_rows: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+
+    def scores(self, similarities: NDArray[np.float32], scorer: PairScorer) -> NDArray[np.float32]:
+        """The scores of the pairs, were they so similar."""
+        projected = scorer.project(self.codes)
+        return scorer.scores(similarities, projected, projected, self.left_rows, self.right_rows)
+
+
+def pairs_of_codes(codes: tuple[str, ...], pairs: NDArray[np.int64], *, dim: int) -> CodePairs:
+    """Pairs of docs `(m, 2)` with their codes of all segments `codes`."""
+    docs = np.unique(pairs)
+    rows = _codes_of_docs(codes, docs.astype(np.uint64), dim=dim)
+    left_rows, right_rows = np.searchsorted(docs, pairs[:, 0]), np.searchsorted(docs, pairs[:, 1])
+    return CodePairs(rows, left_rows, right_rows, pair_cosines(rows, rows, left_rows, right_rows))
 
 
 @dataclass(frozen=True, slots=True)

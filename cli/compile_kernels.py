@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,16 +51,23 @@ def _open_to_serve(workspace: Path) -> None:
     from lsh.index.publishing import list_generations
     from lsh.index.queries import nothing_found
     from lsh.index.store import FolderStore
+    from lsh.index.view_similarity import ViewSimilarity
     from lsh.index.views import Views
     from service.engine import Engine
     from service.upload_log import UploadLog
 
     index = workspace / "index"
-    newest = list_generations(index)[-1].generation_id
-    Engine(FolderStore(index), newest, partial(UploadLog, workspace / "uploads.sqlite")).close()
-    # Random embeddings have no views.
-    views = Views(1, 1, np.zeros(1, np.float32), lambda places: places)
-    views.best_images(nothing_found(1, 2), k=1, min_similarity=0.0, excluded=None)
+    engine = Engine(
+        FolderStore(index),
+        list_generations(index)[-1].generation_id,
+        partial(UploadLog, workspace / "uploads.sqlite"),
+    )
+    generation = engine.served.generation
+    engine.close()
+    # Random embeddings have no views, so none are found.
+    with_views = replace(generation.manifest, view_similarity=ViewSimilarity((0.0,)))
+    views = Views(with_views, owners=lambda places: places, codes=generation.codes)
+    views.best_images(nothing_found(1, 2), np.zeros((1, DIM), np.float32), k=1, min_similarity=0.0, excluded=None)
 
 
 def main() -> None:

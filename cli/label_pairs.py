@@ -79,13 +79,18 @@ def command(
 
 def _most_similar(images: Path, num: int, embedder: str) -> list[tuple[Path, Path]]:
     from embed.embedder import load_embedder
+    from embed.errors import EvaluationError
     from embed.evaluation.descriptors import EmbedderDescriptor
     from embed.evaluation.planted import describe_all, list_photos, readable_images
     from embed.evaluation.similar_pairs import most_similar_pairs
 
     root = images.resolve()
-    resolved = [path.resolve() for path in list_photos(images)]
-    paths, _ = readable_images(sorted({path for path in resolved if path.is_relative_to(root)}))
+    inside = {path for path in (one.resolve() for one in list_photos(images)) if path.is_relative_to(root)}
+    if not inside:
+        raise EvaluationError(
+            f"{images} holds only links to files elsewhere, which are not followed; copy them into it"
+        )
+    paths, _ = readable_images(sorted(inside))
     ours = load_embedder(embedder)
     rows, _ = describe_all(EmbedderDescriptor(ours.spec.architecture, ours, ours.spec.size), paths)
     found, _ = most_similar_pairs(rows, num)

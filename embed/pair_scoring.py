@@ -105,7 +105,12 @@ class PairScorer:
 
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw scores of all pairs of unit rows, `(a, dim)` and `(b, dim)` -> `(a, b)` float32, for evaluation."""
-        similarities = left @ right.T
+        return self.matrix_of(left @ right.T, left, right)
+
+    def matrix_of(
+        self, similarities: NDArray[np.float32], left: NDArray[np.float32], right: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """As `matrix`, were the pairs so similar, `(a, b)` float32."""
         if self.classifier is None:
             return similarities
         raw = np.full(similarities.shape, HOPELESS, np.float32)
@@ -118,8 +123,13 @@ class PairScorer:
 
     def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw scores of the pairs of unit rows `left[i]`, `right[i]`, both `(m, dim)` -> `(m,)` float32."""
+        return self.pairs_of(np.einsum("nd,nd->n", left, right), left, right)
+
+    def pairs_of(
+        self, similarities: NDArray[np.float32], left: NDArray[np.float32], right: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """As `pairs`, were the pairs so similar, `(m,)` float32."""
         places = np.arange(len(left))
-        similarities = np.einsum("nd,nd->n", left, right)
         return self.raw_scores(similarities, self.project(left), self.project(right), places, places)
 
 

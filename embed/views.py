@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +62,13 @@ def _square(pixels: NDArray[np.uint8], size: int) -> Image.Image:
     return Image.fromarray(to_square(pixels, size))
 
 
-ZOOMS: Final = {Zoom(factor=4 / 3, share=0.7, grid=2): 0.02, Zoom(factor=2.0, share=0.53, grid=3): 0.0075}
+ZOOMS: Final = {Zoom(factor=4 / 3, share=0.7, grid=2): 0.03, Zoom(factor=2.0, share=0.53, grid=3): 0.0175}
 """Windows of half and of a good quarter of the area, each about as large as a whole image to the network; margins."""
 VERSIONS: Final[dict[Callable[[NDArray[np.uint8], int], NDArray[np.uint8]], float]] = {
-    gray: 0.025,
-    turned: 0.025,
-    upper: 0.02,
-    unframed: 0.0125,
+    gray: 0.035,
+    turned: 0.035,
+    upper: 0.03,
+    unframed: 0.0225,
 }
 """From `(h, w, 3)` uint8 RGB to a square as the network takes it, and the margin of that view."""
 VIEW_MARGINS: Final = (*(margin for zoom, margin in ZOOMS.items() for _ in range(zoom.grid**2)), *VERSIONS.values())
@@ -77,6 +77,28 @@ VIEW_MARGINS: Final = (*(margin for zoom, margin in ZOOMS.items() for _ in range
 With them matches from 0.815 on have a precision of 0.990 on the photographs of the model card, from 0.8194 on 0.994;
 the threshold for whole images is 0.8179."""
 NUM_VIEWS: Final = len(VIEW_MARGINS)
+LIFT: Final = 0.2
+MAX_LIFT: Final = 0.03
+"""Of what a view, less its margin, exceeds the cosine of the wholes the share that it counts more; and the most.
+
+Strangers that a view brings together are mostly alike as wholes, too: two photographs of one scene. Copies that only a
+view finds are not, for what was added or cut off is all that their wholes differ by."""
+
+
+def lifted(by_view: NDArray[np.float32], wholes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What views count, their margins taken off, in pairs whose wholes have these cosines; float32 of any shape.
+
+    >>> lifted(np.array([0.75, 0.75, 0.75], np.float32), np.array([0.875, 0.625, 0.125], np.float32)).tolist()
+    [0.75, 0.7749999761581421, 0.7799999713897705]
+    """
+    lifts = np.float32(LIFT) * (by_view - wholes)
+    counted: NDArray[np.float32] = by_view + np.clip(lifts, np.float32(0.0), np.float32(MAX_LIFT))
+    return counted
+
+
+def view_similarity() -> dict[str, Any]:
+    """What decides how similar a view makes a pair, as a run and an index keep it."""
+    return {"margins": VIEW_MARGINS, "lift": LIFT, "max_lift": MAX_LIFT}
 
 
 class ViewEmbedder:

@@ -18,16 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.pair_scoring import read_pair_scorer
-from embed.views import NUM_VIEWS, VIEW_MARGINS
+from embed.views import NUM_VIEWS, VIEW_MARGINS, lifted, view_similarity
 from lsh.codes import pair_cosines, quantize, unit_rows
 from lsh.index.queries import MAX_K
 from lsh.index.store import Tables
+from lsh.index.view_similarity import ViewSimilarity
 from service.uploads import Uploads
 
 _SAME_IMAGE = 0.999
 """Cosine of codes from which two embeddings under one image id are one image, computed on different machines."""
 
-
+_VIEW_SIMILARITY = ViewSimilarity(**view_similarity())
+"""Of views of uploads; those in a generation count as its manifest says."""
 RESCORED_PER_MATCH = 4
 
 
@@ -111,8 +113,14 @@ class Served:
             hits = self._with_uploads_by_views(hits, embeddings, k=num_found, min_similarity=min_similarity)
         if views is not None:
             for query, of_query in enumerate(views):
-                found, counts = self._found(of_query, k=num_found, min_similarity=min_similarity, whole_only=True)
-                hits[query] = _best_of_each([*hits[query], *_as_views(found)])
+                found, counts = self._found(
+                    of_query,
+                    k=num_found,
+                    min_similarity=_VIEW_SIMILARITY.lowest_cosine(min_similarity),
+                    whole_only=True,
+                )
+                by_view = self._by_views(_as_views(found), embeddings[query : query + 1])
+                hits[query] = _best_of_each([*hits[query], *by_view])
                 num_candidates[query] += sum(counts)
         answers = []
         for query, num in enumerate(num_candidates):
@@ -142,10 +150,28 @@ class Served:
     ) -> list[list[_Hit]]:
         """The hits of each query, and the uploads that have a view like it."""
         uploads = self.uploads
-        live = uploads.view_index.search(embeddings, k=min(MAX_K, k * NUM_VIEWS), min_similarity=min_similarity)
+        live = uploads.view_index.search(
+            embeddings, k=min(MAX_K, k * NUM_VIEWS), min_similarity=_VIEW_SIMILARITY.lowest_cosine(min_similarity)
+        )
+        found = zip(hits, live.rows.tolist(), live.similarities.tolist(), strict=True)
         return [
-            _best_of_each([*before, *self._owner_hits(rows, similarities)])
-            for before, rows, similarities in zip(hits, live.rows.tolist(), live.similarities.tolist(), strict=True)
+            _best_of_each(
+                [*before, *self._by_views(self._owner_hits(rows, similarities), embeddings[query : query + 1])]
+            )
+            for query, (before, rows, similarities) in enumerate(found)
+        ]
+
+    def _by_views(self, hits: Iterable[_Hit], embedding: NDArray[np.float32]) -> list[_Hit]:
+        """The best view of each image, less its margin as yet, as it counts beside the whole query `(1, dim)`."""
+        best = _best_of_each(hits)
+        if not best:
+            return best
+        rows = np.arange(len(best))
+        wholes = pair_cosines(quantize(embedding), self._codes(best), np.zeros_like(rows), rows)
+        similarities = lifted(np.array([hit.similarity for hit in best], np.float32), wholes).tolist()
+        return [
+            hit._replace(score=similarity, similarity=similarity)
+            for hit, similarity in zip(best, similarities, strict=True)
         ]
 
     def _owner_hits(self, view_rows: Sequence[int], similarities: Sequence[float]) -> Iterator[_Hit]:

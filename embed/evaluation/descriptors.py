@@ -23,7 +23,7 @@ from embed.decoding import decode_image
 from embed.embedder import load_embedder
 from embed.evaluation.scored_pairs import DotProduct, RowScorer
 from embed.evaluation.views import ViewDescriptor
-from embed.pair_scoring import load_pair_scorer
+from embed.pair_scoring import PairScorer, load_pair_scorer
 from embed.preprocessing import to_square
 from embed.views import load_view_embedder
 
@@ -63,7 +63,7 @@ class EmbedderDescriptor:
     name: str
     embedder: SupportsEmbed
     size: int
-    scorer: RowScorer = DotProduct()  # noqa: RUF009 - it has no state
+    scorer: PairScorer = PairScorer()  # noqa: RUF009 - it is frozen
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels; a JPEG may be decoded at a reduced scale."""
@@ -84,7 +84,7 @@ class HashDescriptor:
 
     name: str
     bits_of: Callable[[NDArray[np.uint8]], NDArray[Any]]
-    scorer: RowScorer = DotProduct()  # noqa: RUF009
+    scorer: RowScorer = DotProduct()  # noqa: RUF009 - it has no state
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """RGB pixels at full size."""

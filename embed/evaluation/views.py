@@ -1,7 +1,8 @@
 """The embedder with its views under test: two images score as high as the best of wholes and views.
 
 The wholes are compared as always, and the views of either image with the whole of the other, because either may be
-the copy. Views are not compared with views: two photos that share a patch of sky are no near-duplicates.
+the copy; a view counts more for exceeding the wholes. Views are not compared with views: two photos that share a patch
+of sky are no near-duplicates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from embed.decoding import decode_image
 from embed.evaluation.scored_pairs import RowScorer
-from embed.views import VIEW_MARGINS, ViewEmbedder
+from embed.pair_scoring import PairScorer
+from embed.views import VIEW_MARGINS, ViewEmbedder, lifted
 
 if TYPE_CHECKING:
     from embed.evaluation.descriptors import EmbedderDescriptor
@@ -23,28 +25,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BestView:
-    """The highest score of whole with whole and, less its margin, of any view of one image with the whole other one.
+    """The score of two wholes, as similar as they are or, if that is more, as the best view of one counts.
 
     A row is the embedding of the whole, then those of the views, `dim` columns each.
     """
 
-    scorer: RowScorer
+    scorer: PairScorer
     dim: int
     margins: tuple[float, ...] = VIEW_MARGINS
 
     def matrix(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(a, k * dim)` and `(b, k * dim)` -> `(a, b)` float32."""
-        best = self.scorer.matrix(left[:, : self.dim], right[:, : self.dim])
+        whole_left, whole_right = left[:, : self.dim], right[:, : self.dim]
+        wholes = whole_left @ whole_right.T
+        best = wholes.copy()
         for one, other, margin in self._compared(left, right):
-            np.maximum(best, self.scorer.matrix(one, other) - margin, out=best)
-        return best
+            np.maximum(best, one @ other.T - margin, out=best)
+        return self.scorer.matrix_of(lifted(best, wholes), whole_left, whole_right)
 
     def pairs(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(m, k * dim)` and `(m, k * dim)` -> `(m,)` float32."""
-        best = self.scorer.pairs(left[:, : self.dim], right[:, : self.dim])
+        whole_left, whole_right = left[:, : self.dim], right[:, : self.dim]
+        wholes = np.einsum("nd,nd->n", whole_left, whole_right)
+        best = wholes.copy()
         for one, other, margin in self._compared(left, right):
-            np.maximum(best, self.scorer.pairs(one, other) - margin, out=best)
-        return best
+            np.maximum(best, np.einsum("nd,nd->n", one, other) - margin, out=best)
+        return self.scorer.pairs_of(lifted(best, wholes), whole_left, whole_right)
 
     def _compared(
         self, left: NDArray[np.float32], right: NDArray[np.float32]

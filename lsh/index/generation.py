@@ -56,12 +56,9 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise GenerationError(f"{path} cannot be read ({error.strerror}); is {folder} a generation?") from error
     manifest = Manifest.from_bytes(text, name=str(path))
-    arrays = set(manifest.files) - set(layout.SCORER_FILES)
-    if arrays not in (set(layout.DTYPES), {*layout.DTYPES, *layout.VIEW_DTYPES}):
-        raise GenerationError(
-            f"{path} lists {sorted(manifest.files)}, expected {sorted(layout.DTYPES)}, with views "
-            f"{sorted(layout.VIEW_DTYPES)} besides; build it again"
-        )
+    expected = {*layout.DTYPES, *(layout.VIEW_DTYPES if manifest.view_similarity else ())}
+    if set(manifest.files) - set(layout.SCORER_FILES) != expected:
+        raise GenerationError(f"{path} lists {sorted(manifest.files)}, expected {sorted(expected)}; build it again")
     return manifest
 
 
@@ -182,14 +179,13 @@ class Generation:
         return docs
 
     def _views(self) -> Views:
-        margins = self._arrays.get(layout.VIEW_MARGINS, np.empty(0, np.float32)).copy()
         owners = self._arrays.get(layout.VIEW_OWNERS, np.empty(0, np.uint32))
         if owners.size and int(owners.max()) >= self.manifest.num_docs:
             raise GenerationError(
                 f"{self.folder / layout.VIEW_OWNERS} names doc {int(owners.max())} of {self.manifest.num_docs}; "
                 "it belongs to another generation, build the index again"
             )
-        return Views(self.manifest.num_docs, owners.size, margins, lambda places: owners[places].astype(np.int64))
+        return Views(self.manifest, owners=lambda places: owners[places].astype(np.int64), codes=self.codes)
 
     def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         path = self.folder / name

@@ -35,7 +35,6 @@ CLUSTER_STARTS = "cluster_starts.bin"
 CLUSTER_MEMBERS = "cluster_members.bin"
 CENTROIDS = "centroids.bin"
 VIEW_OWNERS = "view_owners.bin"
-VIEW_MARGINS = "view_margins.bin"
 
 SCORER_FILES = ("pair_classifier.npz", "calibration.json")
 """What makes scores of cosines, in the embedder's own formats; a generation whose score is the cosine has none."""
@@ -56,8 +55,8 @@ DTYPES: dict[str, np.dtype] = {
     CENTROIDS: np.dtype("<f4"),
 }
 
-VIEW_DTYPES: dict[str, np.dtype] = {VIEW_OWNERS: np.dtype("<u4"), VIEW_MARGINS: np.dtype("<f4")}
-"""Of the arrays that only a generation with views has."""
+VIEW_DTYPES: dict[str, np.dtype] = {VIEW_OWNERS: np.dtype("<u4")}
+"""Of the array that only a generation with views has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,12 +56,13 @@ class HashTables:
         """The `k` most similar docs of each row of `embeddings` `(n, dim)` float32, of cosine `min_similarity` or more.
 
         `excluded` `(num_docs,)` bool hides docs. The cosine is that of the int8 codes; where the generation has views,
-        that of the image or of its best view, less the view's margin, unless `whole_only`. Raises ParameterError for k
-        outside 1..1,024, a similarity outside -1..1, another shape, NaN or infinity.
+        that of the image or what its best view counts (`lsh.index.view_similarity`), unless `whole_only`. Raises
+        ParameterError for k outside 1..1,024, a similarity outside -1..1, another shape, NaN or infinity.
         """
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         views = self.generation.views
         found = nothing_found(rows.shape[0], k if whole_only else views.rows_for(k))
+        lowest = min_similarity if whole_only else views.lowest_cosine(min_similarity)
         with self._plan.scratch() as (probe_scratch, query_scratch):
             _lookup_rows(
                 rows,
@@ -69,13 +70,13 @@ class HashTables:
                 probe_scratch,
                 query_scratch,
                 self._plan.sketch_signs,
-                max_sketch_distance(min_similarity),
+                max_sketch_distance(lowest),
                 self._lists,
                 self.generation.sketches,
                 self.generation.all_codes,
                 np.empty(0, dtype=np.bool_) if excluded is None else excluded,
                 views.num_docs if whole_only else views.num_rows,
-                np.float32(min_similarity),
+                np.float32(lowest),
                 self._plan.max_postings,
                 found.docs,
                 found.similarities,
@@ -84,7 +85,7 @@ class HashTables:
             )
         if whole_only:
             return found
-        return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
+        return views.best_images(found, rows, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def brute_force_lookup(
         self,
@@ -99,6 +100,7 @@ class HashTables:
         rows = checked_queries(self.generation.manifest, embeddings, k, min_similarity, excluded)
         manifest, views = self.generation.manifest, self.generation.views
         num_rows = k if whole_only else views.rows_for(k)
+        lowest = min_similarity if whole_only else views.lowest_cosine(min_similarity)
         found = nothing_found(rows.shape[0], num_rows)
         query_sketches = long_sketches(rows, num_words=layout.WORDS_PER_SKETCH, seed=manifest.term_params.seed)
         query_codes = quantize(rows)
@@ -117,19 +119,19 @@ class HashTables:
                 if sum(
                     (a ^ b).bit_count() for a, b in zip(self._sketch(doc), query_sketches[row].tolist(), strict=True)
                 )
-                <= max_sketch_distance(min_similarity)
+                <= max_sketch_distance(lowest)
                 and not (excluded is not None and doc < manifest.num_docs and excluded[doc])
                 and not (whole_only and doc >= manifest.num_docs)
             ]
             docs = np.array(candidates, dtype=np.int64)
             cosines = pair_cosines(query_codes, self.generation.all_codes, np.full(docs.size, row), docs)
-            best = [i for i in np.lexsort((docs, -cosines)) if cosines[i] >= np.float32(min_similarity)][:num_rows]
+            best = [i for i in np.lexsort((docs, -cosines)) if cosines[i] >= np.float32(lowest)][:num_rows]
             found.docs[row, : len(best)] = docs[best]
             found.similarities[row, : len(best)] = cosines[best]
             found.shared_terms[row, : len(best)] = [shared[doc] for doc in docs[best].tolist()]
         if whole_only:
             return found
-        return views.brute_force_best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
+        return views.brute_force_best_images(found, rows, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def posting_list(self, term: int) -> NDArray[np.int64]:
         """The docs of one bucket, ascending, checked; raises FormatError for damaged bytes."""

@@ -14,9 +14,10 @@ from typing import Any
 
 from lsh.errors import GenerationError, LshError
 from lsh.index import layout
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.terms import TermParams
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 _ID_LENGTH = 16
 
@@ -33,8 +34,8 @@ class FileEntry:
 class Manifest:
     """All that is known of a generation without reading its arrays.
 
-    `num_hashed` docs have a code and postings of their own; the others share one or could not be embedded. `created_at`
-    is UTC, ISO 8601.
+    `num_hashed` docs have a code and postings of their own; the others share one or could not be embedded.
+    `view_similarity` is None in a generation of whole images. `created_at` is UTC, ISO 8601.
     """
 
     format_version: int
@@ -48,16 +49,20 @@ class Manifest:
     min_score: float
     term_params: TermParams
     num_probes: int
+    view_similarity: ViewSimilarity | None
     files: Mapping[str, FileEntry]
 
     @property
     def num_views(self) -> int:
         """Views of images in the hash tables, 0 in a generation of whole images."""
-        num_owners, views_of_each = (
-            self.files[name].size_bytes // dtype.itemsize if name in self.files else 0
-            for name, dtype in layout.VIEW_DTYPES.items()
-        )
-        return num_owners * views_of_each
+        return self.num_owners * len(self.view_similarity.margins) if self.view_similarity else 0
+
+    @property
+    def num_owners(self) -> int:
+        """Images that have views."""
+        if layout.VIEW_OWNERS not in self.files:
+            return 0
+        return self.files[layout.VIEW_OWNERS].size_bytes // layout.VIEW_DTYPES[layout.VIEW_OWNERS].itemsize
 
     @property
     def generation_id(self) -> str:
@@ -110,10 +115,11 @@ class Manifest:
                 **{
                     **value,
                     "term_params": TermParams.from_json(value["term_params"]),
+                    "view_similarity": value["view_similarity"] and ViewSimilarity.from_json(value["view_similarity"]),
                     "files": {file: FileEntry(**entry) for file, entry in value["files"].items()},
                 }
             )
-        except (LshError, TypeError, AttributeError) as error:
+        except (LshError, KeyError, TypeError, AttributeError) as error:
             raise GenerationError(f"{name} is damaged: {error}; build the index again") from error
 
 

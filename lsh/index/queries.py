@@ -31,7 +31,7 @@ class Found:
 
     `docs` `(n, k)` int64, -1 where there are fewer; `similarities` `(n, k)` float32 descending, on a tie the lower doc
     first; `shared_terms` `(n, k)` int32, how many of the probes hold the doc, or its view where `are_by_view` `(n, k)`
-    bool: then the similarity is the view's, less its margin; `num_candidates` `(n,)` int64, distinct docs and views
+    bool: then the similarity is what the view counts; `num_candidates` `(n,)` int64, distinct docs and views
     that the probes hold.
     """
 

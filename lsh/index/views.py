@@ -2,37 +2,41 @@
 
 The rows of the tables are the images, `0 .. num_docs - 1`, and behind them the views of those that have some, all of
 one image together: those of the image `owners[i]` begin at `num_docs + margins.size * i`. A lookup finds rows. A view
-stands for its image, as similar as its cosine less its margin, and the best row of an image is its match.
+stands for its image, as similar as `lsh.index.view_similarity` makes it, and the best row of an image is its match.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from lsh.codes import pair_cosines, quantize
+from lsh.index.manifest import Manifest
 from lsh.index.queries import MAX_K, Found, nothing_found
 
 Owners = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """The docs of the images that have views, by their place among them."""
+Codes = Callable[[NDArray[np.int64]], NDArray[np.int8]]
+"""The `(m, dim)` int8 codes of docs."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """Whose the rows behind `num_docs` are. `margins` `(num_views,)` float32, none in an index of whole images."""
 
-    num_docs: int
-    num_owners: int
-    margins: NDArray[np.float32]
-    owners: Owners
+    def __init__(self, manifest: Manifest, *, owners: Owners, codes: Codes) -> None:
+        self.num_docs = manifest.num_docs
+        self.num_rows = manifest.num_docs + manifest.num_views
+        self.similarity = manifest.view_similarity
+        self.margins = np.array(self.similarity.margins if self.similarity else (), np.float32)
+        self.owners = owners
+        self.codes = codes
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the tables: images and views."""
-        return self.num_docs + self.num_owners * self.margins.size
+    def lowest_cosine(self, min_similarity: float) -> float:
+        """No row of a lower cosine makes an image that similar."""
+        return min(min_similarity, self.similarity.lowest_cosine(min_similarity)) if self.similarity else min_similarity
 
     def rows_for(self, k: int) -> int:
         """How many of the best rows are looked at for the best `k` images: all views of an image may be among them."""
@@ -46,22 +50,34 @@ class Views:
             docs[is_view] = self.owners((rows[is_view] - self.num_docs) // self.margins.size)
         return docs
 
-    def best_images(self, found: Found, *, k: int, min_similarity: float, excluded: NDArray[np.bool_] | None) -> Found:
-        """The best `k` images of each query, of the rows that were found; the rows themselves without views.
+    def best_images(
+        self,
+        found: Found,
+        queries: NDArray[np.float32],
+        *,
+        k: int,
+        min_similarity: float,
+        excluded: NDArray[np.bool_] | None,
+    ) -> Found:
+        """The best `k` images of each query `(n, dim)`, of the rows that were found; the rows themselves without views.
 
         On a tie the lower doc comes first, and an image before its views.
         """
-        if not self.margins.size:
+        if self.similarity is None:
             return found
+        docs = self.docs_of(found.docs.ravel()).reshape(found.docs.shape)
         best = nothing_found(len(found.docs), k)
         best.num_candidates[:] = found.num_candidates
         _best_images(
             found.docs,
-            self.docs_of(found.docs.ravel()).reshape(found.docs.shape),
+            docs,
             found.similarities,
             found.shared_terms,
+            self._wholes(found, docs, queries),
             np.int64(self.num_docs),
             self.margins,
+            np.float32(self.similarity.lift),
+            np.float32(self.similarity.max_lift),
             np.empty(0, np.bool_) if excluded is None else excluded,
             np.float32(min_similarity),
             best.docs,
@@ -71,12 +87,29 @@ class Views:
         )
         return best
 
+    def _wholes(self, found: Found, docs: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosine of the query and the image of each view that was found, `(n, rows)`; 0 for other rows."""
+        wholes = np.zeros(docs.shape, np.float32)
+        are_views = found.docs >= self.num_docs
+        if are_views.any():
+            of_query, _ = np.nonzero(are_views)
+            distinct, places = np.unique(docs[are_views], return_inverse=True)
+            wholes[are_views] = pair_cosines(quantize(queries), self.codes(distinct), of_query, places)
+        return wholes
+
     def brute_force_best_images(
-        self, found: Found, *, k: int, min_similarity: float, excluded: NDArray[np.bool_] | None
+        self,
+        found: Found,
+        queries: NDArray[np.float32],
+        *,
+        k: int,
+        min_similarity: float,
+        excluded: NDArray[np.bool_] | None,
     ) -> Found:
         """The slow twin of `best_images`."""
-        if not self.margins.size:
+        if self.similarity is None:
             return found
+        lift, max_lift = np.float32(self.similarity.lift), np.float32(self.similarity.max_lift)
         best = nothing_found(len(found.docs), k)
         best.num_candidates[:] = found.num_candidates
         for query, rows in enumerate(found.docs.tolist()):
@@ -85,8 +118,13 @@ class Views:
                 if row < 0:
                     continue
                 doc, view = int(self.docs_of(np.array([row]))[0]), (row - self.num_docs) % self.margins.size
-                margin = self.margins[view] if row >= self.num_docs else np.float32(0)
-                similarity = found.similarities[query, place] - margin
+                similarity = found.similarities[query, place]
+                if row >= self.num_docs:
+                    similarity -= self.margins[view]
+                    (whole,) = pair_cosines(
+                        quantize(queries[[query]]), self.codes(np.array([doc])), np.zeros(1, int), np.zeros(1, int)
+                    )
+                    similarity += min(max(lift * (similarity - whole), np.float32(0)), max_lift)
                 if similarity >= np.float32(min_similarity) and not (excluded is not None and excluded[doc]):
                     ranked.append((-similarity, doc, row, place))
             seen: dict[int, tuple[np.float32, int, int, int]] = {}
@@ -105,8 +143,11 @@ def _best_images(  # noqa: PLR0917 - numba kernels take their arrays one by one
     owners: NDArray[np.int64],
     row_similarities: NDArray[np.float32],
     row_shared_terms: NDArray[np.int32],
+    wholes: NDArray[np.float32],
     num_docs: np.int64,
     margins: NDArray[np.float32],
+    lift: np.float32,
+    max_lift: np.float32,
     excluded: NDArray[np.bool_],
     min_similarity: np.float32,
     docs: NDArray[np.int64],
@@ -125,6 +166,7 @@ def _best_images(  # noqa: PLR0917 - numba kernels take their arrays one by one
             similarity = row_similarities[query, i]
             if is_view:
                 similarity -= margins[(row - num_docs) % margins.size]
+                similarity += min(max(lift * (similarity - wholes[query, i]), np.float32(0.0)), max_lift)
             if similarity < min_similarity:
                 continue
             last = 0

@@ -26,6 +26,7 @@ from lsh.index.centroids import train_centroids
 from lsh.index.generation import file_sha256
 from lsh.index.layout import Parts
 from lsh.index.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.probes import probe_plan
 from lsh.sketches import long_sketches
 from lsh.sorting import starts_of_runs
@@ -40,8 +41,7 @@ _TERMS_SCRATCH = ".terms"
 class GenerationSpec:
     """What a generation is made for. `num_probes` buckets are visited by a lookup, over all tables.
 
-    `owners` `(m,)`, ascending, are the docs that have views, and `view_margins` what each of a doc's views counts less
-    (`lsh.index.views`).
+    `owners` `(m,)`, ascending, are the docs that have views, and `view_similarity` says how these count.
     `scorer_files` are kept as they are, for who makes scores of the cosines that a lookup finds.
     """
 
@@ -52,7 +52,7 @@ class GenerationSpec:
     min_score: float
     scorer_files: Mapping[str, bytes] = field(default_factory=dict)
     owners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    view_margins: tuple[float, ...] = ()
+    view_similarity: ViewSimilarity | None = None
 
     def __post_init__(self) -> None:
         if not set(self.scorer_files) <= set(layout.SCORER_FILES):
@@ -66,13 +66,20 @@ class GenerationSpec:
             )
         if np.any(np.diff(self.owners, prepend=-1) <= 0) or np.any(self.owners >= self.num_docs):
             raise ParameterError(f"owners of views must be ascending docs in 0..{self.num_docs - 1}; sort them first")
+        if self.owners.size and self.view_similarity is None:
+            raise ParameterError(f"{self.owners.size} docs have views, and no view_similarity says how these count")
         Parts.of(self.term_params)
         probe_plan(self.term_params, self.num_probes)
 
     @property
     def num_rows(self) -> int:
         """Rows of the tables: images, and behind them the views of the owners in turn."""
-        return self.num_docs + self.owners.size * len(self.view_margins)
+        return self.num_docs + self.owners.size * self.views_of_each
+
+    @property
+    def views_of_each(self) -> int:
+        """Views of each owner."""
+        return len(self.view_similarity.margins) if self.view_similarity else 0
 
     def view_rows(self, owners: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows `(m,)` of views by the doc and the place among its views; raises ParameterError for other docs."""
@@ -81,7 +88,7 @@ class GenerationSpec:
             raise ParameterError(
                 "views are given of docs that are none of the owners; give the spec all that have some"
             )
-        rows: NDArray[np.int64] = self.num_docs + places * len(self.view_margins) + views
+        rows: NDArray[np.int64] = self.num_docs + places * self.views_of_each + views
         return rows
 
 
@@ -182,7 +189,6 @@ class GenerationWriter:
         arrays = [*layout.DTYPES, *self.spec.scorer_files]
         if self.spec.owners.size:
             self._write(layout.VIEW_OWNERS, self.spec.owners)
-            self._write(layout.VIEW_MARGINS, np.array(self.spec.view_margins))
             arrays += layout.VIEW_DTYPES
         for array in (self._codes, self._sketches):
             array.flush()
@@ -201,6 +207,7 @@ class GenerationWriter:
             min_score=self.spec.min_score,
             term_params=self.spec.term_params,
             num_probes=self.spec.num_probes,
+            view_similarity=self.spec.view_similarity if self.spec.owners.size else None,
             files={name: self._synced_entry(name) for name in sorted(arrays)},
         )
         with (self.folder / MANIFEST_NAME).open("wb") as file:

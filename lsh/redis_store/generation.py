@@ -37,7 +37,7 @@ class RedisGeneration:
         self.pages = Pages(servers, stored)
         centroids = np.frombuffer(self.pages.whole(layout.CENTROIDS), dtype="<f4")
         self.coarse_centroids: NDArray[np.float32] = centroids.reshape(-1, self.manifest.dim)
-        self.views = self._views()
+        self.views = Views(self.manifest, owners=self._owners, codes=self.codes)
         self.folder = Path(tempfile.mkdtemp(prefix="neardup-scorer-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         for name in layout.SCORER_FILES:
@@ -105,13 +105,6 @@ class RedisGeneration:
             return np.full(min(1, max(0, 1 - offset)), canonical, dtype=np.int64)
         rows = np.arange(min(start + offset, end), min(start + offset + limit, end))
         return self.pages.rows(layout.CLUSTER_MEMBERS, rows).view("<u4").ravel().astype(np.int64)
-
-    def _views(self) -> Views:
-        if layout.VIEW_OWNERS not in self.manifest.files:
-            return Views(self.manifest.num_docs, 0, np.empty(0, np.float32), self._owners)
-        margins = np.frombuffer(self.pages.whole(layout.VIEW_MARGINS), dtype="<f4").copy()
-        num_owners = self.manifest.files[layout.VIEW_OWNERS].size_bytes // 4
-        return Views(self.manifest.num_docs, num_owners, margins, self._owners)
 
     def _owners(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         distinct, place = np.unique(places, return_inverse=True)

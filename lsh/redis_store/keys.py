@@ -63,7 +63,6 @@ def flat_pages(dim: int) -> dict[str, FlatPages]:
         layout.CLUSTER_MEMBERS: FlatPages(b"m", 4, 1024),
         layout.CENTROIDS: FlatPages(b"z", 4 * dim, 16),
         layout.VIEW_OWNERS: FlatPages(b"o", 4, 1024),
-        layout.VIEW_MARGINS: FlatPages(b"g", 4, 1024),
         layout.SCORER_FILES[0]: FlatPages(b"p", 1, 4096),
         layout.SCORER_FILES[1]: FlatPages(b"q", 1, 4096),
     }

@@ -63,12 +63,13 @@ class RedisHashTables:
         views = self.generation.views
         found = nothing_found(rows.shape[0], k if whole_only else views.rows_for(k))
         end_row = views.num_docs if whole_only else views.num_rows
+        lowest = min_similarity if whole_only else views.lowest_cosine(min_similarity)
         with self._plan.scratch() as (probe_scratch, scratch):
             terms = np.empty((rows.shape[0], self._plan.probes.num_probes), dtype=np.uint64)
             probe_rows(rows, self._plan.probes, probe_scratch, terms)
             candidates = self._candidates(terms, scratch)
             found.num_candidates[:] = np.diff(candidates.starts)
-            near = self._near(rows, candidates, scratch, excluded, end_row, min_similarity=min_similarity)
+            near = self._near(rows, candidates, scratch, excluded, end_row, min_similarity=lowest)
             docs, place = np.unique(near.docs, return_inverse=True)
             codes = self._pages.rows(layout.CODES, docs).view(np.int8)
             _rank_rows(
@@ -76,7 +77,7 @@ class RedisHashTables:
                 near._replace(docs=place.astype(np.int64)),
                 docs,
                 codes,
-                np.float32(min_similarity),
+                np.float32(lowest),
                 scratch,
                 found.docs,
                 found.similarities,
@@ -84,7 +85,7 @@ class RedisHashTables:
             )
         if whole_only:
             return found
-        return views.best_images(found, k=k, min_similarity=min_similarity, excluded=excluded)
+        return views.best_images(found, rows, k=k, min_similarity=min_similarity, excluded=excluded)
 
     def _candidates(self, terms: NDArray[np.uint64], scratch: Scratch) -> _Candidates:
         """The distinct docs in the lists of each query's probes `(n, num_probes)`."""

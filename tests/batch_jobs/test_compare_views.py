@@ -17,7 +17,7 @@ from PIL import Image
 
 from batch_jobs import schemas
 from batch_jobs.build_index import build_index, index_folder
-from batch_jobs.compare_views import view_edges
+from batch_jobs.compare_views import best_views
 from batch_jobs.decisions import Decisions
 from batch_jobs.embed_images import EmbedTask
 from batch_jobs.embed_views import FIRST_VIEW, view_batches, views_of
@@ -33,7 +33,7 @@ from batch_jobs.workspace import Workspace
 from embed.decoding import ImageLimits
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import load_pair_scorer
-from embed.views import NUM_VIEWS, VIEW_MARGINS
+from embed.views import NUM_VIEWS, VIEW_MARGINS, lifted
 from lsh.codes import pair_cosines, quantize, unit_rows
 from lsh.index.generation import open_generation
 from lsh.index.lookup import HashTables
@@ -64,7 +64,7 @@ def view(doc: int, number: int) -> int:
 
 
 def folded(of_views: list[Match], matched: list[Match]) -> list[Match]:
-    found = view_edges(edges(of_views), edges(matched))
+    found = best_views(edges(of_views), edges(matched))
     return [(row["left_doc"], row["right_doc"], round(row["score"], 3)) for row in found.to_pylist()]
 
 
@@ -85,7 +85,7 @@ def test_pairs_that_match_as_wholes_stay_as_they_are() -> None:
 
 def test_without_matches_there_are_no_edges() -> None:
     """An empty table has the schema of all others."""
-    assert view_edges(edges([]), edges([])).schema == schemas.arrow(schemas.EDGES)
+    assert best_views(edges([]), edges([])).schema == schemas.arrow(schemas.EDGES)
 
 
 def test_views_need_images_and_codes(tmp_path: Path) -> None:
@@ -179,7 +179,8 @@ def test_view_edges_are_the_pairs_that_brute_force_finds(thorough_run: Run) -> N
                 of_cut = np.arange(NUM_VIEWS * cut, NUM_VIEWS * (cut + 1))
                 cosines = pair_cosines(codes, views, np.full(NUM_VIEWS, whole), of_cut)
                 similarities.append((cosines - np.array(VIEW_MARGINS, np.float32)).max())
-            best = np.array([max(similarities)], np.float32)
+            whole_cosine = pair_cosines(codes, codes, np.array([left]), np.array([right]))
+            best = lifted(np.array([max(similarities)], np.float32), whole_cosine)
             score = scorer.scores(best, no_rows, no_rows, np.zeros(1, int), np.zeros(1, int))[0]
             pair = (int(docs[left]), int(docs[right]))
             if score >= thorough_run.model.min_score and pair not in matched:
@@ -316,12 +317,13 @@ def test_the_index_of_a_thorough_run_finds_parts_by_views(thorough_run: Run, set
             if query == known:
                 continue
             row = np.zeros(NUM_VIEWS, np.int64)
-            by_view = pair_cosines(
+            of_views = pair_cosines(
                 codes[[query]], views[known * NUM_VIEWS : (known + 1) * NUM_VIEWS], row, np.arange(NUM_VIEWS)
             ) - np.array(VIEW_MARGINS, np.float32)
             whole_similarity = pair_cosines(codes[[query]], codes[[known]], row[:1], row[:1])[0]
-            is_by_view = bool(by_view.max() > whole_similarity)
-            similarity = max(float(by_view.max()), float(whole_similarity))
+            by_view = lifted(of_views.max(keepdims=True), whole_similarity)[0]
+            is_by_view = bool(by_view > whole_similarity)
+            similarity = max(float(by_view), float(whole_similarity))
             is_match = similarity >= np.float32(lowest)
             assert found[image_id].get(known_id) == ((similarity, is_by_view) if is_match else None)
             assert (known_id in whole[image_id]) == (whole_similarity >= np.float32(lowest))

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cli import explain, label_pairs
+from embed.errors import EvaluationError
 
 
 @pytest.fixture
@@ -77,6 +78,17 @@ def test_the_most_similar_pairs_of_a_folder_are_labelled(photos: Path, tiny_embe
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     assert {name for row in rows for name in (row["a"], row["b"])} <= {"cat.png", "dog.png", "tac.jpg"}
+
+
+def test_a_folder_of_links_to_elsewhere_is_told(photos: Path, tmp_path: Path) -> None:
+    """Links out of the folder are not followed, and a folder of nothing else says so."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "cat.png").symlink_to(photos / "cat.png")
+    arguments = ["--images", str(linked), "--most-similar", "2", "--output", str(tmp_path / "labels.csv")]
+    result = CliRunner().invoke(label_pairs.command, arguments)
+    assert isinstance(result.exception, EvaluationError)
+    assert "copy them into it" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lsh.index.publishing import new_generation, promote
 from lsh.index.store import FolderStore
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.terms import TermParams
 from service.engine import Engine
@@ -52,11 +53,11 @@ def add_generation(
     min_score: float = MIN_SCORE,
     scorer_files: Mapping[str, bytes] | None = None,
     views: Mapping[str, NDArray[np.float32]] | None = None,
-    view_margins: Sequence[float] = (),
+    view_similarity: ViewSimilarity | None = None,
 ) -> str:
     """Write a generation; `clusters` gives the members of canonicals, themselves left out. Returns its id.
 
-    `views` gives the `(len(view_margins), dim)` views of some images.
+    `views` gives the `(num_views, dim)` views of some images, which count as `view_similarity` says.
     """
     doc_of = {image_id: doc for doc, image_id in enumerate(ids)}
     views_of = {doc_of[image_id]: rows for image_id, rows in (views or {}).items()}
@@ -76,13 +77,13 @@ def add_generation(
         min_score=min_score,
         scorer_files=scorer_files or {},
         owners=owners,
-        view_margins=tuple(view_margins),
+        view_similarity=view_similarity,
     )
     with new_generation(index) as folder:
         writer = GenerationWriter(folder, spec)
         writer.add_embeddings(np.arange(len(ids)), embeddings)
         for doc in owners.tolist():
-            views_of_doc = np.arange(len(view_margins))
+            views_of_doc = np.arange(spec.views_of_each)
             writer.add_embeddings(spec.view_rows(np.full(views_of_doc.size, doc), views_of_doc), views_of[doc])
         writer.write_image_ids(ids)
         writer.write_clusters(members, canonicals)

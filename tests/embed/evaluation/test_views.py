@@ -13,15 +13,15 @@ from PIL import Image
 from embed.embedder import load_embedder
 from embed.embedder_dir import describe_embedder, extend_embedder_dir
 from embed.evaluation.descriptors import Descriptor, EmbedderDescriptor, load_descriptors
-from embed.evaluation.scored_pairs import DotProduct
 from embed.evaluation.views import BestView
 from embed.pair_classifier.classifier import PairClassifier
-from embed.views import NUM_VIEWS, VIEW_MARGINS, load_view_embedder, view_sizes
+from embed.pair_scoring import PairScorer
+from embed.views import LIFT, MAX_LIFT, NUM_VIEWS, VIEW_MARGINS, lifted, load_view_embedder, view_sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 DIM = 6
 MARGINS = (0.0, 0.01, 0.2)
-BEST = BestView(DotProduct(), DIM, MARGINS)
+BEST = BestView(PairScorer(), DIM, MARGINS)
 
 
 def random_rows(num: int, *, seed: int) -> NDArray[np.float32]:
@@ -32,14 +32,15 @@ def random_rows(num: int, *, seed: int) -> NDArray[np.float32]:
 
 
 def slow_score(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The rule, embedding by embedding: all but two views are compared, and a view counts less."""
+    """The rule, embedding by embedding: all but two views are compared, and a view counts less, or a little more."""
     embeddings_left, embeddings_right = left.reshape(-1, DIM), right.reshape(-1, DIM)
-    return max(
-        float(one @ other) - (0.0 if i == j == 0 else MARGINS[i + j - 1])
-        for i, one in enumerate(embeddings_left)
-        for j, other in enumerate(embeddings_right)
-        if i == 0 or j == 0
-    )
+    whole = float(embeddings_left[0] @ embeddings_right[0])
+    scores = [whole]
+    for i, margin in enumerate(MARGINS, start=1):
+        for one, other in ((embeddings_left[i], embeddings_right[0]), (embeddings_left[0], embeddings_right[i])):
+            by_view = float(one @ other) - margin
+            scores.append(by_view + min(MAX_LIFT, max(0.0, LIFT * (by_view - whole))))
+    return max(scores)
 
 
 def photo(seed: int, *, width: int = 384, height: int = 288) -> NDArray[np.uint8]:
@@ -83,7 +84,7 @@ def test_regions_are_not_compared_with_views() -> None:
     """Two images that share a view, and nothing else, do not match."""
     axes = np.eye(DIM, dtype=np.float32)
     left, right = np.concatenate([axes[0], axes[2]])[None], np.concatenate([axes[1], axes[2]])[None]
-    best = BestView(DotProduct(), DIM, (0.0,))
+    best = BestView(PairScorer(), DIM, (0.0,))
     assert (best.matrix(left, right).item(), best.pairs(left, right).item()) == (0.0, 0.0)
 
 
@@ -140,7 +141,7 @@ def test_a_crop_scores_higher_than_by_the_whole_alone() -> None:
 
 @pytest.mark.tensorflow
 def test_a_pair_classifier_scores_views_as_it_does_whole_images(tiny_embedder: str, tmp_path: Path) -> None:
-    """With a classifier a view's score is what that makes of the view and the other image."""
+    """With a classifier the score is what that makes of the whole images, as similar as the view makes them."""
     spec = describe_embedder(tiny_embedder)
     classifier = PairClassifier(
         projection=np.ones((spec.dim, 4), np.float32),
@@ -160,5 +161,8 @@ def test_a_pair_classifier_scores_views_as_it_does_whole_images(tiny_embedder: s
     assert isinstance(scorer, BestView)
     left, right = np.tile(whole, 1 + NUM_VIEWS), np.tile(-whole, 1 + NUM_VIEWS)
     right[:, spec.dim : 2 * spec.dim] = view
-    by_view = scorer.matrix(left, right)
-    np.testing.assert_allclose(by_view, scorer.scorer.matrix(whole, view) - VIEW_MARGINS[0], atol=1e-6)
+    similarity = lifted(whole @ view.T - np.float32(VIEW_MARGINS[0]), -whole @ whole.T)
+    expected = scorer.scorer.matrix_of(similarity, whole, -whole)
+    assert expected.item() > scorer.scorer.matrix(whole, -whole).item()
+    np.testing.assert_allclose(scorer.matrix(left, right), expected, atol=1e-6)
+    np.testing.assert_allclose(scorer.pairs(left, right), expected[0], atol=1e-6)

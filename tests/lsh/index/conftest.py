@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lsh.index.layout import params_for
 from lsh.index.queries import Found
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.index.writing import GenerationSpec, GenerationWriter
 
 NUM_DOCS = 600
@@ -59,7 +60,7 @@ def make_corpus(num_docs: int = NUM_DOCS, *, seed: int = 0) -> Corpus:
 
 
 OWNERS = np.arange(5, 300, 7)
-VIEW_MARGINS = (0.0, 0.02, 0.05)
+VIEW_SIMILARITY = ViewSimilarity(margins=(0.0, 0.02, 0.05), lift=0.3, max_lift=0.1)
 
 
 def views_of(corpus: Corpus) -> NDArray[np.float32]:
@@ -93,7 +94,7 @@ def write_generation(
         embedder_digest="0" * 64,
         min_score=0.8,
         owners=OWNERS if with_views else np.empty(0, np.int64),
-        view_margins=VIEW_MARGINS if with_views else (),
+        view_similarity=VIEW_SIMILARITY if with_views else None,
     )
     writer = GenerationWriter(folder, spec)
     for start in range(0, corpus.embedded.size, batch_size):

@@ -11,6 +11,7 @@ import pytest
 from lsh.index import layout
 from lsh.index.generation import open_generation
 from lsh.index.lookup import HashTables
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.index.writing import GenerationSpec, GenerationWriter
 from lsh.terms import TermParams
 
@@ -58,7 +59,7 @@ def test_worked_views_are_written_and_found(tmp_path: Path) -> None:
         embedder_digest="example",
         min_score=0.79,
         owners=np.array([1]),
-        view_margins=(0.5,),
+        view_similarity=ViewSimilarity((0.5,)),
     )
     writer = GenerationWriter(tmp_path, spec)
     rows = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, -1.0], [0.0, 1.0]], dtype=np.float32)

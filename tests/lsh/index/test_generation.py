@@ -175,7 +175,7 @@ def test_a_file_of_another_generation_is_named(copy_at: Path, tmp_path: Path, na
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda value: value.update(format_version=3), "format version 3, this program reads version 2"),
+        (lambda value: value.update(format_version=2), "format version 2, this program reads version 3"),
         (lambda value: value.update(min_score=0.5), "it was altered"),
         (lambda value: value.update(embedder_digest="other"), "it was altered"),
         (lambda value: value.update(extra=1), "has fields"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +17,18 @@ from lsh.errors import GenerationError, ParameterError
 from lsh.index import layout
 from lsh.index.generation import Generation, open_generation, verify_generation
 from lsh.index.lookup import HashTables
-from lsh.index.manifest import MANIFEST_NAME
+from lsh.index.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest
 from lsh.index.queries import Found
+from lsh.index.view_similarity import ViewSimilarity
 from lsh.index.views import Views
 from lsh.index.writing import GenerationSpec
 from lsh.terms import TermParams
-from tests.lsh.index.conftest import OWNERS, VIEW_MARGINS, assert_same_found, views_of, write_generation
+from tests.lsh.index.conftest import OWNERS, VIEW_SIMILARITY, assert_same_found, views_of, write_generation
 
 if TYPE_CHECKING:
     from tests.lsh.index.conftest import Corpus
 
-NUM_VIEWS = OWNERS.size * len(VIEW_MARGINS)
+NUM_VIEWS = OWNERS.size * len(VIEW_SIMILARITY.margins)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,18 @@ def test_lookups_equal_their_slow_twin(
     rows=st.lists(st.integers(0, 4 + 3 * 2 - 1), unique=True, max_size=10),
     similarities=st.lists(st.sampled_from([0.5, 0.52, 0.54, 0.6]), min_size=10, max_size=10),
     k=st.integers(1, 5),
+    lift=st.sampled_from([0.0, 0.1, 1.0]),
 )
-def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[float], k: int) -> None:
+def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[float], k: int, lift: float) -> None:
     """On a tie the lower doc comes first, and an image before its views."""
-    views = Views(4, 3, np.array([0.0, 0.02], np.float32), lambda places: np.array([3, 1, 0])[places])
+    similarity = ViewSimilarity(margins=(0.0, 0.02), lift=lift, max_lift=0.03)
+    codes = quantize(np.array([[1.0, 0.1], [0.5, 1.0], [1.0, 1.0], [0.6, 1.0]], np.float32))
+    views = Views(
+        manifest_of(num_docs=4, num_owners=3, view_similarity=similarity),
+        owners=lambda places: np.array([3, 1, 0])[places],
+        codes=lambda docs: codes[docs],
+    )
+    queries = np.array([[1.0, 0.0]], np.float32)
     num = len(rows)
     found = Found(
         np.array([[*rows, -1]]),
@@ -92,15 +102,15 @@ def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[fl
     )
     excluded = np.array([False, False, True, False])
     assert_same_found(
-        views.best_images(found, k=k, min_similarity=0.51, excluded=excluded),
-        views.brute_force_best_images(found, k=k, min_similarity=0.51, excluded=excluded),
+        views.best_images(found, queries, k=k, min_similarity=0.51, excluded=excluded),
+        views.brute_force_best_images(found, queries, k=k, min_similarity=0.51, excluded=excluded),
     )
 
 
 def test_a_view_stands_for_its_image(tables: HashTables, corpus: Corpus) -> None:
-    """What is like a view of an image finds the image, as similar as its best view less the margin."""
+    """What is like a view of an image finds the image, as similar as its best view counts beside the whole."""
     views, codes, rows = views_of(corpus), quantize(corpus.embeddings), np.arange(OWNERS.size)
-    for place in range(len(VIEW_MARGINS)):
+    for place in range(len(VIEW_SIMILARITY.margins)):
         found = tables.lookup(views[:, place], k=50, min_similarity=0.5)
         of_owner = found.docs == OWNERS[:, None]
         queries = quantize(views[:, place])
@@ -108,10 +118,13 @@ def test_a_view_stands_for_its_image(tables: HashTables, corpus: Corpus) -> None
         by_view = np.max(
             [
                 pair_cosines(queries, quantize(views[:, other]), rows, rows) - np.float32(margin)
-                for other, margin in enumerate(VIEW_MARGINS)
+                for other, margin in enumerate(VIEW_SIMILARITY.margins)
             ],
             axis=0,
         )
+        lifts = np.float32(VIEW_SIMILARITY.lift) * (by_view - whole)
+        by_view += np.clip(lifts, np.float32(0), np.float32(VIEW_SIMILARITY.max_lift))
+        assert len(np.unique(np.sign(lifts))) == 2
         assert of_owner.any(axis=1).all()
         np.testing.assert_array_equal(found.similarities[of_owner], np.maximum(whole, by_view))
         np.testing.assert_array_equal(found.are_by_view[of_owner], by_view > whole)
@@ -147,13 +160,25 @@ def test_views_do_not_change_what_the_catalogue_says(generation: Generation, cor
         generation.codes(np.array([600]))
 
 
-@pytest.mark.parametrize("name", [layout.VIEW_OWNERS, layout.VIEW_MARGINS])
-def test_a_generation_with_half_of_its_views_is_refused(corpus: Corpus, tmp_path: Path, name: str) -> None:
-    """Owners without margins, or margins without owners, belong to no generation."""
-    generation = open_generation(write_generation(tmp_path, corpus, with_views=True))
-    files = {file: entry for file, entry in generation.manifest.files.items() if file != name}
-    (tmp_path / MANIFEST_NAME).write_bytes(replace(generation.manifest, files=files).to_bytes())
-    with pytest.raises(GenerationError, match="with views"):
+def test_a_generation_with_half_of_its_views_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    """Owners whose views count nobody knows how, or the reverse, belong to no generation."""
+    manifest = open_generation(write_generation(tmp_path, corpus, with_views=True)).manifest
+    files = {file: entry for file, entry in manifest.files.items() if file != layout.VIEW_OWNERS}
+    for half in (replace(manifest, files=files), replace(manifest, view_similarity=None)):
+        (tmp_path / MANIFEST_NAME).write_bytes(half.to_bytes())
+        with pytest.raises(GenerationError, match="build it again"):
+            open_generation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"margins": []}, {"margins": [0.1], "lift": -1}, {"margins": 3}, {"lift": 0.1}, {"margins": ["a"]}, []]
+)
+def test_a_manifest_whose_views_count_in_no_way_is_refused(corpus: Corpus, tmp_path: Path, damaged: object) -> None:
+    """What is no similarity of views is told by the name of the file."""
+    write_generation(tmp_path, corpus, with_views=True)
+    path = tmp_path / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"view_similarity": damaged}))
+    with pytest.raises(GenerationError, match=MANIFEST_NAME):
         open_generation(tmp_path)
 
 
@@ -167,6 +192,25 @@ def test_owners_that_are_no_images_are_refused(corpus: Corpus, tmp_path: Path) -
         open_generation(tmp_path)
 
 
+def manifest_of(*, num_docs: int, num_owners: int, view_similarity: ViewSimilarity) -> Manifest:
+    """Of a generation that has nothing but its views."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        created_at="",
+        num_docs=num_docs,
+        num_hashed=num_docs,
+        num_postings=0,
+        num_clusters=0,
+        dim=2,
+        embedder_digest="0" * 64,
+        min_score=0.5,
+        term_params=TermParams(num_tables=1, dim=2, num_polytopes=1, polytope_dim=2),
+        num_probes=1,
+        view_similarity=view_similarity,
+        files={layout.VIEW_OWNERS: FileEntry(size_bytes=4 * num_owners, sha256="0" * 64)},
+    )
+
+
 def spec(**changes: object) -> GenerationSpec:
     usual = {
         "num_docs": 3,
@@ -174,7 +218,7 @@ def spec(**changes: object) -> GenerationSpec:
         "num_probes": 1,
         "embedder_digest": "0" * 64,
         "min_score": 0.5,
-        "view_margins": (0.0,),
+        "view_similarity": ViewSimilarity((0.0,)),
     }
     return GenerationSpec(**{**usual, **changes})  # type: ignore[arg-type]
 
