@@ -66,7 +66,7 @@ def _open_to_serve(workspace: Path) -> None:
     engine.close()
     # Random embeddings have no views, so none are found.
     with_views = replace(generation.manifest, view_similarity=ViewSimilarity((0.0,)))
-    views = Views(with_views, owners=lambda places: places, codes=generation.codes)
+    views = Views(with_views, owners=generation.views.owners, codes=generation.views.codes)
     views.best_images(nothing_found(1, 2), np.zeros((1, DIM), np.float32), k=1, min_similarity=0.0, excluded=None)
 
 

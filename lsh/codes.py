@@ -86,6 +86,13 @@ def quantize_rows(rows: NDArray[np.float32], codes: NDArray[np.int8]) -> None:
 
 
 @njit(cache=True, nogil=True)
+def code_cosine(left: NDArray[np.int8], right: NDArray[np.int8]) -> np.float32:
+    """The cosine of two codes `(dim,)`, for kernels, as `pair_cosines` has it."""
+    squares = np.float64(_dot(left, left)) * np.float64(_dot(right, right))
+    return np.float32(_dot(left, right) / np.sqrt(squares)) if squares > 0 else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True)
 def _dot(left: NDArray[np.int8], right: NDArray[np.int8]) -> np.int32:
     # 127 * 127 * 65,536 < 2 ** 31: the sum of the largest dim allowed still fits.
     total = np.int32(0)

@@ -20,7 +20,7 @@ def make_thumbnail(pixels: NDArray[np.uint8], side: int = 160, *, quality: int =
     if not 16 <= side <= 1024:
         raise ReportError(f"side={side} is out of range 16..1024")
     image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
     content = io.BytesIO()
     image.save(content, "WEBP", quality=quality, method=2)
     return content.getvalue()

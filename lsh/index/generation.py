@@ -185,7 +185,11 @@ class Generation:
                 f"{self.folder / layout.VIEW_OWNERS} names doc {int(owners.max())} of {self.manifest.num_docs}; "
                 "it belongs to another generation, build the index again"
             )
-        return Views(self.manifest, owners=lambda places: owners[places].astype(np.int64), codes=self.codes)
+        return Views(
+            self.manifest,
+            owners=lambda places: owners[places].astype(np.int64),
+            codes=lambda docs: (self.all_codes, docs),
+        )
 
     def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         path = self.folder / name

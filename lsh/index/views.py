@@ -13,14 +13,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.codes import pair_cosines, quantize
+from lsh.codes import code_cosine, pair_cosines, quantize
 from lsh.index.manifest import Manifest
 from lsh.index.queries import MAX_K, Found, nothing_found
 
 Owners = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """The docs of the images that have views, by their place among them."""
-Codes = Callable[[NDArray[np.int64]], NDArray[np.int8]]
-"""The `(m, dim)` int8 codes of docs."""
+Codes = Callable[[NDArray[np.int64]], tuple[NDArray[np.int8], NDArray[np.int64]]]
+"""Int8 codes `(r, dim)`, and which of their rows are those of docs `(m,)`."""
 
 
 class Views:
@@ -66,6 +66,9 @@ class Views:
         if self.similarity is None:
             return found
         docs = self.docs_of(found.docs.ravel()).reshape(found.docs.shape)
+        are_views = found.docs >= self.num_docs
+        code_rows = np.zeros(docs.shape, np.int64)
+        codes, code_rows[are_views] = self.codes(docs[are_views])
         best = nothing_found(len(found.docs), k)
         best.num_candidates[:] = found.num_candidates
         _best_images(
@@ -73,7 +76,9 @@ class Views:
             docs,
             found.similarities,
             found.shared_terms,
-            self._wholes(found, docs, queries),
+            quantize(queries),
+            codes,
+            code_rows,
             np.int64(self.num_docs),
             self.margins,
             np.float32(self.similarity.lift),
@@ -86,16 +91,6 @@ class Views:
             best.are_by_view,
         )
         return best
-
-    def _wholes(self, found: Found, docs: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The cosine of the query and the image of each view that was found, `(n, rows)`; 0 for other rows."""
-        wholes = np.zeros(docs.shape, np.float32)
-        are_views = found.docs >= self.num_docs
-        if are_views.any():
-            of_query, _ = np.nonzero(are_views)
-            distinct, places = np.unique(docs[are_views], return_inverse=True)
-            wholes[are_views] = pair_cosines(quantize(queries), self.codes(distinct), of_query, places)
-        return wholes
 
     def brute_force_best_images(
         self,
@@ -121,8 +116,9 @@ class Views:
                 similarity = found.similarities[query, place]
                 if row >= self.num_docs:
                     similarity -= self.margins[view]
+                    codes, (code_row,) = self.codes(np.array([doc]))
                     (whole,) = pair_cosines(
-                        quantize(queries[[query]]), self.codes(np.array([doc])), np.zeros(1, int), np.zeros(1, int)
+                        quantize(queries[[query]]), codes[[code_row]], np.zeros(1, int), np.zeros(1, int)
                     )
                     similarity += min(max(lift * (similarity - whole), np.float32(0)), max_lift)
                 if similarity >= np.float32(min_similarity) and not (excluded is not None and excluded[doc]):
@@ -143,7 +139,9 @@ def _best_images(  # noqa: PLR0917 - numba kernels take their arrays one by one
     owners: NDArray[np.int64],
     row_similarities: NDArray[np.float32],
     row_shared_terms: NDArray[np.int32],
-    wholes: NDArray[np.float32],
+    query_codes: NDArray[np.int8],
+    codes: NDArray[np.int8],
+    code_rows: NDArray[np.int64],
     num_docs: np.int64,
     margins: NDArray[np.float32],
     lift: np.float32,
@@ -155,7 +153,10 @@ def _best_images(  # noqa: PLR0917 - numba kernels take their arrays one by one
     shared_terms: NDArray[np.int32],
     are_by_view: NDArray[np.bool_],
 ) -> None:
-    """Fills each query's row of the answer by insertion; a better row of an image takes the place of a worse one."""
+    """Fills each query's row of the answer by insertion; a better row of an image takes the place of a worse one.
+
+    `codes[code_rows]` are those of the images of views.
+    """
     for query in range(rows.shape[0]):
         num_kept, k = 0, docs.shape[1]
         for i in range(rows.shape[1]):
@@ -166,7 +167,8 @@ def _best_images(  # noqa: PLR0917 - numba kernels take their arrays one by one
             similarity = row_similarities[query, i]
             if is_view:
                 similarity -= margins[(row - num_docs) % margins.size]
-                similarity += min(max(lift * (similarity - wholes[query, i]), np.float32(0.0)), max_lift)
+                whole = code_cosine(query_codes[query], codes[code_rows[query, i]])
+                similarity += min(max(lift * (similarity - whole), np.float32(0.0)), max_lift)
             if similarity < min_similarity:
                 continue
             last = 0

@@ -37,7 +37,7 @@ class RedisGeneration:
         self.pages = Pages(servers, stored)
         centroids = np.frombuffer(self.pages.whole(layout.CENTROIDS), dtype="<f4")
         self.coarse_centroids: NDArray[np.float32] = centroids.reshape(-1, self.manifest.dim)
-        self.views = Views(self.manifest, owners=self._owners, codes=self.codes)
+        self.views = Views(self.manifest, owners=self._owners, codes=self._distinct_codes)
         self.folder = Path(tempfile.mkdtemp(prefix="neardup-scorer-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         for name in layout.SCORER_FILES:
@@ -88,8 +88,8 @@ class RedisGeneration:
 
     def codes(self, docs: NDArray[np.int64]) -> NDArray[np.int8]:
         """The codes of `docs`, `(m, dim)` int8."""
-        distinct, place = np.unique(self._checked(docs), return_inverse=True)
-        return self.pages.rows(layout.CODES, distinct).view(np.int8)[place]
+        codes, rows = self._distinct_codes(self._checked(docs))
+        return codes[rows]
 
     def cluster_size(self, canonical: int) -> int:
         """How many images match `canonical`, itself included; 1 when it stands alone or is not a canonical."""
@@ -105,6 +105,10 @@ class RedisGeneration:
             return np.full(min(1, max(0, 1 - offset)), canonical, dtype=np.int64)
         rows = np.arange(min(start + offset, end), min(start + offset + limit, end))
         return self.pages.rows(layout.CLUSTER_MEMBERS, rows).view("<u4").ravel().astype(np.int64)
+
+    def _distinct_codes(self, docs: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+        distinct, rows = np.unique(docs, return_inverse=True)
+        return self.pages.rows(layout.CODES, distinct).view(np.int8), rows
 
     def _owners(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         distinct, place = np.unique(places, return_inverse=True)

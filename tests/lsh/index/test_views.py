@@ -89,7 +89,7 @@ def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[fl
     views = Views(
         manifest_of(num_docs=4, num_owners=3, view_similarity=similarity),
         owners=lambda places: np.array([3, 1, 0])[places],
-        codes=lambda docs: codes[docs],
+        codes=lambda docs: (codes, docs),
     )
     queries = np.array([[1.0, 0.0]], np.float32)
     num = len(rows)
