@@ -10,7 +10,8 @@ Prior", CVPR 2009.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Points = NDArray[np.float32]
-Gradients = tuple[NDArray[np.float32], NDArray[np.float32]]
+Gradients = tuple[NDArray[np.int16], NDArray[np.int16]]
 
 MAX_SIDE: Final = 640
 """Pictures are looked for, and cut out, in images of at most this side; what is cut out becomes much smaller."""
@@ -98,23 +99,30 @@ def _quadrilateral(pixels: Pixels, *, is_nested: bool) -> Points | None:
 
 def _gradients(small: Pixels) -> Gradients:
     """Across and down, of the color that changes most at each place."""
-    smooth = cv2.GaussianBlur(small, (0, 0), 1.4)
-    across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    strongest = (across**2 + down**2).argmax(axis=2)[..., None]
-    return tuple(np.take_along_axis(each, strongest, axis=2)[..., 0] for each in (across, down))  # type: ignore[return-value]
+    (across, down), *others = map(cv2.spatialGradient, cv2.split(cv2.GaussianBlur(small, (0, 0), 1.4)))
+    strength = _squared(across, down)
+    for x, y in others:
+        of_channel = _squared(x, y)
+        is_stronger = (of_channel > strength).view(np.uint8)
+        for kept, found in ((across, x), (down, y), (strength, of_channel)):
+            cv2.copyTo(found, is_stronger, kept)
+    return across, down
+
+
+def _squared(across: Any, down: Any) -> NDArray[np.float32]:
+    """The squares of gradients, which float32 holds exactly."""
+    x, y = np.asarray(across, np.float32), np.asarray(down, np.float32)
+    return x * x + y * y
 
 
 def _candidates(gradients: Gradients) -> list[Points]:
     """The convex quadrilaterals that outlines of edges resemble."""
-    across, down = (each.astype(np.int16) for each in gradients)
+    across, down = gradients
     least_area = _AREAS[0] * across.size
     found = []
     for threshold in (20, 40, 80):
         edges = cv2.dilate(cv2.Canny(across, down, threshold, 2 * threshold), np.ones((3, 3), np.uint8))
-        for contour in cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0]:
-            *_, width, height = cv2.boundingRect(contour)
-            if width * height < least_area:
-                continue
+        for contour in _wide(cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0], least_area):
             hull = cv2.convexHull(contour)
             polygons = (
                 cv2.approxPolyDP(hull, share * cv2.arcLength(hull, True), True) for share in (0.02, 0.035, 0.05)
@@ -123,6 +131,17 @@ def _candidates(gradients: Gradients) -> list[Points]:
             if corners is not None and cv2.isContourConvex(corners) and cv2.contourArea(corners) >= least_area:
                 found.append(_clockwise(corners.reshape(4, 2).astype(np.float32)))
     return found
+
+
+def _wide(contours: Sequence[NDArray[np.int32]], least_area: float) -> Iterator[NDArray[np.int32]]:
+    """The contours whose bounding rectangles are that large; hundreds are not, so all are measured at once."""
+    if not contours:
+        return
+    points = np.concatenate(contours)[:, 0]
+    starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
+    sides = np.maximum.reduceat(points, starts) - np.minimum.reduceat(points, starts) + 1
+    for number in np.flatnonzero(sides.prod(axis=1) >= least_area).tolist():
+        yield contours[number]
 
 
 def _clockwise(corners: Points) -> Points:

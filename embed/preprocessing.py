@@ -16,4 +16,11 @@ def to_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """`(h, w, 3)` uint8 RGB squeezed to `(size, size, 3)` uint8, antialiased; a change of aspect leaves no trace."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return np.asarray(squeezed(Image.fromarray(pixels), size))
+
+
+def squeezed(image: Image.Image, size: int) -> Image.Image:
+    """As `to_square`, from Pillow's image to its image, for who makes several squares of one."""
+    if image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)

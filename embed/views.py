@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from PIL import Image
 
 from embed.embedder import Network, load_network
 from embed.embedder_dir import DEFAULT_EMBEDDER, EmbedderSpec, describe_embedder
-from embed.preprocessing import to_square
+from embed.preprocessing import squeezed, to_square
 from embed.zoom import Zoom
 
 TURN_DEGREES: Final = 8
@@ -32,45 +32,58 @@ INNER_SHARE: Final = 0.68
 """Of each side: what is left of most photos of photos whose frame is not found without its surroundings."""
 
 
-def gray(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+class Picture(NamedTuple):
+    """What versions are made of: `(h, w, 3)` uint8 RGB, the same for Pillow, and squeezed to the network's square."""
+
+    pixels: NDArray[np.uint8]
+    image: Image.Image
+    square: Image.Image
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], size: int) -> Picture:
+        """With squares of `size`."""
+        image = Image.fromarray(pixels)
+        return cls(pixels, image, squeezed(image, size))
+
+
+def gray(picture: Picture) -> NDArray[np.uint8]:
     """The square without colors, by ITU-R BT.601's luma."""
-    return np.asarray(_square(pixels, size).convert("L").convert("RGB"))
+    return np.asarray(picture.square.convert("L").convert("RGB"))
 
 
-def turned(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def turned(picture: Picture) -> NDArray[np.uint8]:
     """The square turned by `TURN_DEGREES` about its center, with black corners."""
-    return np.asarray(_square(pixels, size).rotate(TURN_DEGREES, Image.Resampling.BILINEAR))
+    return np.asarray(picture.square.rotate(TURN_DEGREES, Image.Resampling.BILINEAR))
 
 
-def upper(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def upper(picture: Picture) -> NDArray[np.uint8]:
     """The square of the upper `UPPER_SHARE`."""
-    return to_square(pixels[: max(1, round(UPPER_SHARE * len(pixels)))], size)
+    width, height = picture.image.size
+    part = picture.image.crop((0, 0, width, max(1, round(UPPER_SHARE * height))))
+    return np.asarray(squeezed(part, picture.square.width))
 
 
-def unframed(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def unframed(picture: Picture) -> NDArray[np.uint8]:
     """The square of the picture that the image shows, without glare; where none is seen, of the middle."""
     from embed.framed import framed_picture, without_glare  # noqa: PLC0415 - who only counts views needs no OpenCV
 
-    picture = framed_picture(pixels)
-    if picture is not None:
-        return without_glare(to_square(picture, size))
-    top, left = (int(side * (1 - INNER_SHARE) / 2) for side in pixels.shape[:2])
-    return to_square(pixels[top : len(pixels) - top, left : pixels.shape[1] - left], size)
-
-
-def _square(pixels: NDArray[np.uint8], size: int) -> Image.Image:
-    return Image.fromarray(to_square(pixels, size))
+    shown = framed_picture(picture.pixels)
+    if shown is not None:
+        return without_glare(to_square(shown, picture.square.width))
+    left, top = (int(side * (1 - INNER_SHARE) / 2) for side in picture.image.size)
+    middle = picture.image.crop((left, top, picture.image.width - left, picture.image.height - top))
+    return np.asarray(squeezed(middle, picture.square.width))
 
 
 ZOOMS: Final = {Zoom(factor=4 / 3, share=0.7, grid=2): 0.03, Zoom(factor=2.0, share=0.53, grid=3): 0.0175}
 """Windows of half and of a good quarter of the area, each about as large as a whole image to the network; margins."""
-VERSIONS: Final[dict[Callable[[NDArray[np.uint8], int], NDArray[np.uint8]], float]] = {
+VERSIONS: Final[dict[Callable[[Picture], NDArray[np.uint8]], float]] = {
     gray: 0.035,
     turned: 0.035,
     upper: 0.03,
     unframed: 0.0225,
 }
-"""From `(h, w, 3)` uint8 RGB to a square as the network takes it, and the margin of that view."""
+"""From a picture to a square as the network takes it, and the margin of that view."""
 VIEW_MARGINS: Final = (*(margin for zoom, margin in ZOOMS.items() for _ in range(zoom.grid**2)), *VERSIONS.values())
 """What each view's cosine counts less than that of whole images, because a pair has so many chances of a high one.
 
@@ -138,8 +151,9 @@ def view_sizes(size: int) -> tuple[int, ...]:
 
 def view_squares(pixels: NDArray[np.uint8], size: int) -> list[NDArray[np.uint8]]:
     """`(h, w, 3)` uint8 RGB as the squares of `view_sizes`: one a zoom, one a version."""
-    zoomed = [to_square(pixels, side) for side in view_sizes(size)[: len(ZOOMS)]]
-    return [*zoomed, *(version(pixels, size) for version in VERSIONS)]
+    picture = Picture.of(pixels, size)
+    zoomed = [np.asarray(squeezed(picture.image, zoom.size(size))) for zoom in ZOOMS]
+    return [*zoomed, *(version(picture) for version in VERSIONS)]
 
 
 def load_view_embedder(

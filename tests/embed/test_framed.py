@@ -10,7 +10,7 @@ from PIL import Image
 
 from embed.evaluation.edits import rephotograph
 from embed.framed import MAX_SIDE, framed_picture, without_glare
-from embed.views import unframed
+from embed.views import Picture, unframed
 from tests.photos import synthetic_photo
 
 CORNERS = np.array([(70, 40), (330, 62), (318, 262), (58, 240)], np.float32)
@@ -73,7 +73,7 @@ def test_tiny_images_are_no_error(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
     assert framed_picture(pixels) is None
-    assert unframed(pixels, 32).shape == (32, 32, 3)
+    assert unframed(Picture.of(pixels, 32)).shape == (32, 32, 3)
 
 
 def test_work_and_result_are_bounded_for_large_images() -> None:
@@ -106,4 +106,4 @@ def test_a_planted_photo_of_a_photo_is_undone() -> None:
     copy = np.asarray(rephotograph(photo, np.random.default_rng(3)))
     original = np.asarray(photo.resize((120, 120)))
 
-    assert difference(unframed(copy, 120), original) < 0.6 * difference(copy, original)
+    assert difference(unframed(Picture.of(copy, 120)), original) < 0.6 * difference(copy, original)
