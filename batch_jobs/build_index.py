@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
@@ -177,7 +177,7 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
             dim=hashed["terms"]["dim"],
             seed=hashed["terms"]["seed"],
             min_score=selected["min_score"],
-            view_similarity=ViewSimilarity.from_json(compared["view_similarity"]) if compared else None,
+            view_similarity=_view_similarity(workspace, compared) if compared else None,
         )
     asked = "" if min_score is None else f" with min_score={min_score}"
     raise WorkspaceError(
@@ -195,10 +195,19 @@ def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
         dim=night.settings["terms"]["dim"],
         seed=night.settings["terms"]["seed"],
         min_score=night.settings["min_score"],
-        view_similarity=ViewSimilarity.from_json(_inputs(workspace, "compare", compared[-1])["view_similarity"])
-        if compared
-        else None,
+        view_similarity=_view_similarity(workspace, _inputs(workspace, "compare", compared[-1])) if compared else None,
     )
+
+
+def _view_similarity(workspace: Workspace, compared: Mapping[str, Any]) -> ViewSimilarity:
+    """How the views of a run count, by the inputs of its step `compare`; raises WorkspaceError."""
+    try:
+        return ViewSimilarity.from_json(compared["view_similarity"])
+    except KeyError as error:
+        raise WorkspaceError(
+            f"the views in workspace {workspace.folder} were compared by an earlier version, which does not say how "
+            "they count; make the run again, or start over with another --workspace"
+        ) from error
 
 
 def owners_of_views(run: IndexedRun, contents: Contents) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -329,6 +330,21 @@ def test_the_index_of_a_thorough_run_finds_parts_by_views(thorough_run: Run, set
             assert (known_id in whole[image_id]) == (whole_similarity >= np.float32(lowest))
             num_by_view += int(is_match and is_by_view)
     assert num_by_view > 10
+
+
+@pytest.mark.spark
+@pytest.mark.tensorflow
+def test_views_that_an_earlier_version_compared_are_not_indexed(
+    thorough_run: Run, settings: RunSettings, tmp_path: Path
+) -> None:
+    """How they count is not known, so nothing is built, and the operator is told what to do."""
+    workspace = shutil.copytree(settings.workspace, tmp_path / "workspace")
+    (commit,) = workspace.rglob(f"compare-{thorough_run.steps['compare'].key}/commit.json")
+    value = json.loads(commit.read_text())
+    value["inputs"]["margins"] = value["inputs"].pop("view_similarity")["margins"]
+    commit.write_text(json.dumps(value))
+    with Workspace(workspace) as opened, pytest.raises(WorkspaceError, match="compared by an earlier version"):
+        build_index(opened)
 
 
 @pytest.mark.tensorflow
