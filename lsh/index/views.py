@@ -61,7 +61,7 @@ class Views:
     ) -> Found:
         """The best `k` images of each query `(n, dim)`, of the rows that were found; the rows themselves without views.
 
-        On a tie the lower doc comes first, and an image before its views.
+        On a tie the lower doc comes first, an image before its views, and of these the one found first, which is nearer.
         """
         if self.similarity is None:
             return found
@@ -122,14 +122,14 @@ class Views:
                     )
                     similarity += min(max(lift * (similarity - whole), np.float32(0)), max_lift)
                 if similarity >= np.float32(min_similarity) and not (excluded is not None and excluded[doc]):
-                    ranked.append((-similarity, doc, row, place))
-            seen: dict[int, tuple[np.float32, int, int, int]] = {}
+                    ranked.append((-similarity, doc, row >= self.num_docs, place))
+            seen: dict[int, tuple[np.float32, int, bool, int]] = {}
             for one in sorted(ranked):
                 seen.setdefault(one[1], one)
-            for i, (negative, doc, row, place) in enumerate(list(seen.values())[:k]):
+            for i, (negative, doc, is_view, place) in enumerate(list(seen.values())[:k]):
                 best.docs[query, i], best.similarities[query, i] = doc, -negative
                 best.shared_terms[query, i] = found.shared_terms[query, place]
-                best.are_by_view[query, i] = row >= self.num_docs
+                best.are_by_view[query, i] = is_view
         return best
 
 

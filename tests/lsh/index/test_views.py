@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lsh.codes import pair_cosines, quantize
@@ -82,8 +82,9 @@ def test_lookups_equal_their_slow_twin(
     k=st.integers(1, 5),
     lift=st.sampled_from([0.0, 0.1, 1.0]),
 )
+@example(rows=[0, 1, 2, 7, 3, 6], similarities=[0.52, 0.52, 0.52, 0.52, 0.5, 0.5], k=1, lift=1.0)
 def test_ties_fall_as_in_the_slow_twin(*, rows: list[int], similarities: list[float], k: int, lift: float) -> None:
-    """On a tie the lower doc comes first, and an image before its views."""
+    """On a tie the lower doc comes first, an image before its views, and of these the nearer one."""
     similarity = ViewSimilarity(margins=(0.0, 0.02), lift=lift, max_lift=0.03)
     codes = quantize(np.array([[1.0, 0.1], [0.5, 1.0], [1.0, 1.0], [0.6, 1.0]], np.float32))
     views = Views(
