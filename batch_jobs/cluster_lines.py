@@ -67,6 +67,7 @@ def _json_ids(image_ids: pa.Array) -> pa.Array:
 
 
 def _score_texts(scores: pa.Array) -> pa.Array:
-    """Each score as Python writes it, a zero without a sign; there are many more of them than different ones."""
-    millionths, places = np.unique(np.rint(scores.to_numpy().astype(np.float64) * 1e6) + 0.0, return_inverse=True)
-    return pa.array(list(map(repr, (millionths / 1e6).tolist())), pa.string()).take(pa.array(places))
+    """Each score as a decimal fraction, a zero without a sign."""
+    millionths = np.rint(scores.to_numpy().astype(np.float64) * 1e6) + 0.0
+    texts = pc.cast(pa.array(millionths / 1e6), pa.string())
+    return pc.if_else(pa.array(millionths % 1e6 == 0), pc.binary_join_element_wise(texts, ".0", ""), texts)

@@ -17,7 +17,11 @@ from batch_jobs.cluster_lines import COLUMNS, CSV_HEADER, csv_lines, json_lines
 CLUSTERS_ARROW = schemas.arrow(schemas.CLUSTERS)
 PLAIN_IDS = st.text(st.characters(codec="ascii", categories=["L", "N"]))
 ANY_IDS = st.text(st.characters(codec="utf-8", exclude_characters="\r"))
-SCORES = st.floats(-1.0, 1.0, width=32) | st.sampled_from([0.0, 1.0, -1.0, 1 / 128, 3 / 128])
+TINY = 1e-4
+"""Below it Python writes a power of ten."""
+SCORES = st.floats(-1.0, 1.0, width=32).filter(lambda score: not 0 < abs(round(score, 6)) < TINY) | st.sampled_from(
+    [0.0, 1.0, -1.0, 1 / 128, 3 / 128]
+)
 
 
 def batches(image_ids: st.SearchStrategy[str]) -> st.SearchStrategy[pa.RecordBatch]:
@@ -39,6 +43,12 @@ def test_csv_is_that_of_the_csv_module(rows: pa.RecordBatch) -> None:
     writer.writeheader()
     writer.writerows(map(plain, rows.to_pylist()))
     assert text.getvalue() == CSV_HEADER + "".join(csv_lines(rows).to_pylist())
+
+
+def test_tiny_scores_are_decimal_fractions() -> None:
+    """Where Python's own writer takes a power of ten."""
+    row = dict(zip(COLUMNS, ("a", "b", -1e-5, False, 2), strict=True))
+    assert csv_lines(pa.RecordBatch.from_pylist([row], schema=CLUSTERS_ARROW)).to_pylist() == ["a,b,-0.00001,False,2\n"]
 
 
 def test_a_carriage_return_is_quoted() -> None:
