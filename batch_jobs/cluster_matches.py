@@ -86,26 +86,42 @@ class Clustered:
     num_overruled: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """The distinct images among live ones, by `docs` ascending, and the row of the first live image of each."""
+    """The distinct images among live ones, by `docs` ascending, and the row of the first live image of each.
+
+    `row_of` has the row of each doc from `first_doc` on, -1 for one that is gone, and -1 at last; it is empty where
+    docs lie far apart.
+    """
 
     docs: NDArray[np.int64]
     rows: NDArray[np.int64]
+    first_doc: int
+    row_of: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, content_docs: NDArray[np.int64], rows: NDArray[np.int64]) -> Contents:
+        """Those of live images, whose `rows` `(n,)` ascend."""
+        first_doc = int(content_docs.min(initial=np.iinfo(np.int64).max))
+        num_docs = int(content_docs.max(initial=first_doc - 1)) - first_doc + 1
+        if num_docs > MAX_DOCS_PER_CONTENT * content_docs.size:
+            docs, places = np.unique(content_docs, return_index=True)
+            return cls(docs, rows[places], first_doc, np.empty(0, np.int64))
+        row_of = np.full(num_docs + 1, -1)
+        # The last assignment to a place stays, which is that of the first image.
+        row_of[(content_docs - first_doc)[::-1]] = rows[::-1]
+        places = np.flatnonzero(row_of >= 0)
+        return cls(places + first_doc, row_of[places], first_doc, row_of)
 
     def rows_of(self, docs: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of each content doc, -1 for one that is gone."""
-        if not self.docs.size:
-            return np.full(docs.shape, -1)
-        first, num_docs = int(self.docs[0]), int(self.docs[-1] - self.docs[0]) + 1
-        if num_docs > MAX_DOCS_PER_CONTENT * self.docs.size:
+        if not self.row_of.size:
             places = np.minimum(np.searchsorted(self.docs, docs), self.docs.size - 1)
             return np.where(self.docs[places] == docs, self.rows[places], -1)
-        # The last place stands for docs out of range.
-        row_of = np.full(num_docs + 1, -1)
-        row_of[self.docs - first] = self.rows
-        places = docs - first
-        return row_of[np.where((places >= 0) & (places < num_docs), places, num_docs)]
+        # Without a sign, docs before the first are behind the last.
+        places = np.minimum((docs - self.first_doc).view(np.uint64), np.uint64(self.row_of.size - 1))
+        rows: NDArray[np.int64] = self.row_of[places]
+        return rows
 
 
 def cluster_matches(
@@ -151,9 +167,9 @@ def cluster_matches(
 def contents_of(content_docs: NDArray[np.int64], is_embedded: NDArray[np.bool_]) -> tuple[Contents, NDArray[np.int64]]:
     """The contents that have an embedding, and for each image the row of its content, its own without an embedding."""
     rows = np.arange(content_docs.size)
-    docs, first, inverse = np.unique(content_docs[is_embedded], return_index=True, return_inverse=True)
-    contents = Contents(docs, rows[is_embedded][first])
-    rows[is_embedded] = contents.rows[inverse]
+    embedded_docs = content_docs[is_embedded]
+    contents = Contents.of(embedded_docs, rows[is_embedded])
+    rows[is_embedded] = contents.rows_of(embedded_docs)
     return contents, rows
 
 
@@ -198,8 +214,6 @@ def cluster_docs(
     `match` compares pairs of originals.
     """
     num_docs = len(original_docs)
-    rank = np.empty(num_docs, np.int64)
-    rank[np.lexsort((np.arange(num_docs), -pixels))] = np.arange(num_docs)
     crowd_edges, asked = NO_EDGES, np.empty(0, np.int64)
     for rounds_left in reversed(range(MAX_ROUNDS + 1)):
         all_edges = edges + crowd_edges
@@ -211,7 +225,7 @@ def cluster_docs(
             pixels=pixels,
             decided=decided,
         )
-        cut = _cut(kept, rank, before)
+        cut = _cut(kept, -pixels, before)
         if match is None or not rounds_left:
             break
         unmet, asked = _not_asked(original_docs[cut.unmet], all_edges, asked, num_docs)
@@ -230,15 +244,15 @@ def cluster_docs(
     )
 
 
-def _cut(kept: DecidedEdges, rank: NDArray[np.int64], before: Before | None) -> Clusters:
+def _cut(kept: DecidedEdges, quality_rank: NDArray[np.int64], before: Before | None) -> Clusters:
     num_docs = len(kept.original_docs)
     if before is None:
-        return greedy_cut(num_docs, kept.lefts, kept.rights, kept.scores, rank)
+        return greedy_cut(num_docs, kept.lefts, kept.rights, kept.scores, quality_rank)
     # A canonical that was merged by hand is where its merge is.
     rows = before.canonical_rows
     canonical_rows = np.where(rows >= 0, kept.original_docs[rows], rows)
     return updated_cut(
-        num_docs, kept.lefts, kept.rights, kept.scores, rank, before=canonical_rows, is_new=before.is_new
+        num_docs, kept.lefts, kept.rights, kept.scores, quality_rank, before=canonical_rows, is_new=before.is_new
     )
 
 

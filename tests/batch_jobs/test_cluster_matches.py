@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import Before, Clustered, Edges, Members, cluster_docs
+from batch_jobs.cluster_matches import Before, Clustered, Edges, Members, cluster_docs, contents_of
 from batch_jobs.decisions import DocDecisions
 from batch_jobs.select_matches import Match
 from lsh.clusters import MIN_COMMON
@@ -132,3 +134,16 @@ def test_new_images_of_a_crowd_join_the_canonical_that_it_has() -> None:
     )
     assert match.asked == [[0, doc] for doc in new]
     assert clustered.members.canonical_docs.tolist() == [0] * (60 + MIN_COMMON)
+
+
+@given(
+    content_docs=st.lists(st.integers(0, 40) | st.sampled_from([10**6, 10**12])),
+    asked=st.lists(st.integers(-3, 45) | st.sampled_from([10**6, 10**12, 10**15])),
+)
+def test_contents_are_found_by_their_docs(content_docs: list[int], asked: list[int]) -> None:
+    """Each content has the row of its first image, whether docs lie close or far apart, and others none."""
+    contents, rows = contents_of(np.array(content_docs, np.int64), np.ones(len(content_docs), np.bool_))
+    first = {doc: content_docs.index(doc) for doc in sorted(content_docs)}
+    assert dict(zip(contents.docs.tolist(), contents.rows.tolist(), strict=True)) == first
+    assert rows.tolist() == [first[doc] for doc in content_docs]
+    assert contents.rows_of(np.array(asked, np.int64)).tolist() == [first.get(doc, -1) for doc in asked]
