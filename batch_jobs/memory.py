@@ -20,7 +20,7 @@ from batch_jobs.make_terms import DOCS_PER_BLOCK
 from batch_jobs.pipeline import MAX_DOCS_PER_RANGE
 from batch_jobs.select_matches import PAIRS_AT_ONCE
 from batch_jobs.session import BYTES_PER_ARROW_BATCH, ROWS_PER_ARROW_BATCH
-from lsh.terms import MILLION_TERMS
+from lsh.terms import terms_for
 
 MIB: Final = 1 << 20
 WORKER_BYTES: Final = 200 * MIB
@@ -34,6 +34,8 @@ JVM_BYTES: Final = 512 * MIB
 JVM_BYTES_PER_TASK: Final = 768 * MIB
 """The JVM moves batches of images of at most some 64 MiB for each task, several copies at once."""
 MIN_OVERHEAD_BYTES: Final = 384 * MIB
+LARGEST_TERMS: Final = terms_for(1 << 40)
+"""Those of a run without a plan that take most memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def task_memory(*, dim: int, num_tables: int, square: int = LARGEST_SQUARE) -> T
 
 
 def executor_settings(
-    *, num_cores: int, dim: int = MILLION_TERMS.dim, num_tables: int = MILLION_TERMS.num_tables
+    *, num_cores: int, dim: int = LARGEST_TERMS.dim, num_tables: int = LARGEST_TERMS.num_tables
 ) -> dict[str, str]:
     """Spark's settings of an executor that runs `num_cores` tasks at once.
 
@@ -83,8 +85,8 @@ def main() -> None:
     """Print the settings as arguments of `spark-submit`."""
     parser = argparse.ArgumentParser(description="Settings of an executor, as arguments of spark-submit.")
     parser.add_argument("--cores", type=int, required=True, help="tasks that an executor runs at once")
-    parser.add_argument("--dim", type=int, default=MILLION_TERMS.dim, help="of the embeddings")
-    parser.add_argument("--tables", type=int, default=MILLION_TERMS.num_tables, help="hash tables of the plan")
+    parser.add_argument("--dim", type=int, default=LARGEST_TERMS.dim, help="of the embeddings")
+    parser.add_argument("--tables", type=int, default=LARGEST_TERMS.num_tables, help="hash tables of the plan")
     arguments = parser.parse_args()
     for name in ("cores", "dim", "tables"):
         if getattr(arguments, name) < 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from batch_jobs.errors import SourceError
 from batch_jobs.settings import RunSettings
@@ -10,6 +13,7 @@ from batch_jobs.sources import Source, SourceKind, read_embeddings
 from embed.embedder_dir import describe_embedder
 from embed.pair_scoring import PairScorer, load_pair_scorer
 from lsh.candidates import CandidateParams
+from lsh.terms import TermParams, terms_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,21 @@ class Model:
     dtype: str
 
 
-def candidate_params(settings: RunSettings, model: Model) -> CandidateParams:
-    """Those of the settings, or such that a match of the lowest similarity is not lost by its sketches."""
-    return settings.candidates or CandidateParams.for_similarity(model.scorer.lowest_similarity(model.min_score))
+def with_defaults(
+    settings: RunSettings, model: Model, *, num_images: int, before: Mapping[str, Any] = MappingProxyType({})
+) -> RunSettings:
+    """The settings with what they leave open: the `terms` and `candidates` of earlier runs where `before` has them.
+
+    Otherwise terms for the number of images, and sketches that lose few matches of the lowest similarity. Raises
+    ParameterError for what another version wrote.
+    """
+    terms = settings.terms or (TermParams.from_json(before["terms"]) if "terms" in before else terms_for(num_images))
+    candidates = settings.candidates or (
+        CandidateParams(**before["candidates"])
+        if "candidates" in before
+        else CandidateParams.for_similarity(model.scorer.lowest_similarity(model.min_score))
+    )
+    return replace(settings, terms=replace(terms, dim=model.dim), candidates=candidates)
 
 
 def model_of(source: Source, settings: RunSettings) -> Model:

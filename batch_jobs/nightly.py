@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.exports import count_rejects, export_run, run_folder
 from batch_jobs.listeners import Listener, SilentListener
-from batch_jobs.model import Model, candidate_params, model_of
+from batch_jobs.model import Model, model_of, with_defaults
 from batch_jobs.nights import (
     Known,
     Night,
@@ -55,7 +55,7 @@ from batch_jobs.operator_errors import operator_errors
 from batch_jobs.pipeline import Pipeline, Run
 from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import Session
-from batch_jobs.settings import RunSettings, digest
+from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, list_source, open_source
 from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
 from embed.embedder_dir import DTYPES
@@ -213,7 +213,7 @@ def plan_night(settings: RunSettings, options: NightOptions) -> Plan:
     source = open_source(settings.source, uri_root=settings.uri_root)
     previous = current_night(settings.workspace)
     if previous is not None:
-        _require_same(previous, night_settings(settings, model_of(source, settings)), settings.workspace)
+        _as_before(previous, settings, source)
     changes = _changes(settings.workspace, source, previous, options)
     return Plan(
         previous=previous.night_id if previous else None,
@@ -246,7 +246,7 @@ def run_nightly(
         listener.stage_started("start")
         previous = current_night(workspace.folder)
         if previous is not None:
-            _require_same(previous, night_settings(settings, model_of(source, settings)), settings.workspace)
+            settings = _as_before(previous, settings, source)
         changes = _changes(workspace.folder, source, previous, options)
         if previous is not None and _is_up_to_date(previous, workspace, changes, options):
             results = _unchanged(previous, workspace)
@@ -284,18 +284,29 @@ def _unchanged(night: Night, workspace: Workspace) -> NightResults:
 
 
 def night_settings(settings: RunSettings, model: Model) -> dict[str, Any]:
-    """What all nights of a workspace share: matches of known pairs stay, so new ones are made by the same rules."""
+    """What all nights of a workspace share: matches of known pairs stay, so new ones are made by the same rules.
+
+    `settings` leave nothing open.
+    """
     return {
         "embedder": model.digest,
         "dtype": model.dtype,
-        "terms": replace(settings.terms, dim=model.dim).to_json(),
-        "candidates": asdict(candidate_params(settings, model)),
+        "terms": as_json(settings.terms),
+        "candidates": as_json(settings.candidates),
         "scorer": model.scorer_digest,
         "min_score": model.min_score,
         "min_shared_terms": settings.min_shared_terms,
         "verified": settings.verified,
         **({"thorough": digest([describe_views(), view_similarity()])[:KEY_LENGTH]} if settings.thorough else {}),
     }
+
+
+def _as_before(previous: Night, settings: RunSettings, source: Source) -> RunSettings:
+    """The settings with what they leave open as the night before had it; raises WorkspaceError where they differ."""
+    model = model_of(source, settings)
+    settings = with_defaults(settings, model, num_images=source.num_images, before=previous.settings)
+    _require_same(previous, night_settings(settings, model), settings.workspace)
+    return settings
 
 
 def _require_same(previous: Night, wanted: Mapping[str, Any], workspace: Path) -> None:

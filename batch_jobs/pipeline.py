@@ -27,7 +27,7 @@ from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import RejectedError, SourceError
 from batch_jobs.gpus import EmbedResources, embed_resources
 from batch_jobs.listeners import Listener, SilentListener
-from batch_jobs.model import Model, candidate_params, model_of
+from batch_jobs.model import Model, model_of, with_defaults
 from batch_jobs.nights import KNOWN_NOTHING, Known, removed_contents
 from batch_jobs.operator_errors import operator_errors
 from batch_jobs.run_records import RunRecord, begin_record, finished_runs, now
@@ -92,7 +92,6 @@ class Pipeline:
         changes: Changes | None = None,
     ) -> None:
         self.command = command
-        self.settings = settings
         self.workspace = workspace
         self.source = source
         self.listener = listener
@@ -105,8 +104,11 @@ class Pipeline:
                 "give the images, or leave out --thorough"
             )
         self.model = model_of(source, settings)
-        self.terms = replace(settings.terms, dim=self.model.dim)
-        self.candidates = candidate_params(settings, self.model)
+        self.settings = with_defaults(settings, self.model, num_images=source.num_images, before=workspace.identity)
+        assert self.settings.terms is not None  # noqa: S101 - just filled in
+        assert self.settings.candidates is not None  # noqa: S101
+        self.terms = self.settings.terms
+        self.candidates = self.settings.candidates
         self.decisions = read_decisions(workspace.folder)
         self.known = known
         self.changes = changes

@@ -12,7 +12,7 @@ from typing import Any
 from batch_jobs.errors import BatchError
 from embed.decoding import ImageLimits
 from lsh.candidates import CandidateParams
-from lsh.terms import MILLION_TERMS, TermParams
+from lsh.terms import TermParams, terms_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,9 @@ class RunSettings:
     `master`, `num_partitions` and `dtype` do not change which step outputs are reused, except that `dtype` decides
     the embeddings; None is the embedder's own. `num_partitions` None means: from the number of cores. Where `verified`
     is False no codes are compared: candidates of `min_shared_terms` are matches. A `thorough` run compares images with
-    the views of others too, which needs codes. `candidates` None are those for the lowest similarity of a match.
-    `prediction` is what the plan of `neardup tune` foretold, kept to be held against the outcome.
+    the views of others too, which needs codes. `terms` None are those that the workspace was made with, or,
+    in a new one, for the number of images; `candidates` None those of the night before, or for the lowest similarity of
+    a match. `prediction` is what the plan of `neardup tune` foretold, kept to be held against the outcome.
     """
 
     source: str
@@ -37,7 +38,7 @@ class RunSettings:
     max_reject_ratio: float = 1.0
     uri_root: Path | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
-    terms: TermParams = MILLION_TERMS
+    terms: TermParams | None = None
     candidates: CandidateParams | None = None
     master: str | None = None
     num_partitions: int | None = None
@@ -46,8 +47,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.min_score is not None and not -1.0 <= self.min_score <= 1.0:
             raise BatchError(f"min_score={self.min_score} is out of range -1..1; leave it out for the embedder's own")
-        if not 1 <= self.min_shared_terms <= self.terms.num_tables:
-            raise BatchError(f"min_shared_terms={self.min_shared_terms} is out of range 1..{self.terms.num_tables}")
+        num_tables = (self.terms or terms_for(1)).num_tables
+        if not 1 <= self.min_shared_terms <= num_tables:
+            raise BatchError(f"min_shared_terms={self.min_shared_terms} is out of range 1..{num_tables}")
         if self.thorough and not self.verified:
             raise BatchError("a thorough run compares codes, and this plan keeps none; tune one with codes")
         if not 0.0 <= self.max_reject_ratio <= 1.0:
@@ -68,7 +70,7 @@ class RunSettings:
                 "workspace": Path(value["workspace"]),
                 "uri_root": None if value["uri_root"] is None else Path(value["uri_root"]),
                 "limits": ImageLimits(**value["limits"]),
-                "terms": TermParams.from_json(value["terms"]),
+                "terms": None if value["terms"] is None else TermParams.from_json(value["terms"]),
                 "candidates": None if value["candidates"] is None else CandidateParams(**value["candidates"]),
             }
         )

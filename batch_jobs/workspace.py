@@ -34,6 +34,7 @@ from batch_jobs.settings import canonical_json, digest
 
 FORMAT_VERSION = 2
 KEY_LENGTH = 16
+IDENTITY_FILE = "workspace.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,15 @@ class Workspace:
     def runs_folder(self) -> Path:
         return self.folder / "runs"
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the workspace is bound to; nothing before its first run."""
+        path = self.folder / IDENTITY_FILE
+        return read_json(path) if path.exists() else {}
+
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Bind a new workspace to `identity`; refuse an old one that was bound to another."""
-        path = self.folder / "workspace.json"
+        path = self.folder / IDENTITY_FILE
         wanted = {"format_version": FORMAT_VERSION, **identity}
         if not path.exists():
             write_json(path, wanted)

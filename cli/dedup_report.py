@@ -15,7 +15,6 @@ import pyarrow.dataset
 from batch_jobs import catalogue, cluster_matches, select_matches
 from batch_jobs.catalogue import image_bytes
 from batch_jobs.exports import iterate_clusters, read_rejects
-from batch_jobs.model import candidate_params
 from batch_jobs.pipeline import Run
 from batch_jobs.settings import as_json
 from batch_jobs.sources import SourceKind
@@ -114,7 +113,7 @@ def _thumbnails_of_table(run: Run, image_ids: list[str], limits: ImageLimits) ->
 
 
 def _parameters(run: Run) -> dict[str, str]:
-    terms, candidates = as_json(run.settings.terms), as_json(candidate_params(run.settings, run.model))
+    terms, candidates = as_json(run.settings.terms), as_json(run.settings.candidates)
     return {
         "source": run.settings.source,
         "embedder": f"{run.settings.embedder} ({run.model.dtype})",

@@ -61,7 +61,7 @@ class Views:
     ) -> Found:
         """The best `k` images of each query `(n, dim)`, of the rows that were found; the rows themselves without views.
 
-        On a tie the lower doc comes first, an image before its views, and of these the one found first, which is nearer.
+        On a tie the lower doc comes first, an image before its views, and of these the nearer one.
         """
         if self.similarity is None:
             return found

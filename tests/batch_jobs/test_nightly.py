@@ -26,6 +26,7 @@ from batch_jobs.run_gc import collect_garbage, find_garbage
 from batch_jobs.run_records import list_records
 from batch_jobs.settings import RunSettings
 from batch_jobs.workspace import Workspace
+from lsh.candidates import CandidateParams
 from lsh.codes import pair_cosines, quantize
 from lsh.terms import TermParams
 
@@ -88,12 +89,14 @@ class Corpus:
 
 
 def settings(source: Path, workspace: Path, **changes: Any) -> RunSettings:
+    """Settings whose sketches lose no match."""
     return RunSettings(
         **{
             "source": str(source),
             "workspace": workspace,
             "min_score": MIN_SCORE,
             "terms": PARAMS,
+            "candidates": CandidateParams(),
             "num_partitions": 3,
             **changes,
         }
@@ -503,3 +506,27 @@ def test_segments_may_be_written_by_spark_and_by_pyarrow(tmp_path: Path) -> None
         pq.write_table(pa.table({"doc": [1]}, schema=schema), tmp_path / name / "part.parquet")
     whole = read_columns((str(tmp_path / "a"), str(tmp_path / "b")), ["doc"])
     assert whole["doc"].to_pylist() == [1, 1]
+
+
+def test_nights_go_on_with_what_the_first_one_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms and candidates that nobody gave stay those of the first night, whatever a later one would choose."""
+    corpus = Corpus(4)
+    corpus.add(30)
+    open_ended: dict[str, Any] = {"terms": None, "candidates": None}
+    first = night_of(corpus, tmp_path / "workspace", **open_ended).night
+    corpus.add(5)
+    monkeypatch.setattr("batch_jobs.model.terms_for", lambda _: PARAMS)
+    monkeypatch.setattr("lsh.candidates.CandidateParams.for_similarity", lambda _: CandidateParams(crowd_size=7))
+    assert night_of(corpus, tmp_path / "workspace", **open_ended).night.settings == first.settings
+
+
+def test_a_workspace_goes_on_with_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run over more images hashes by the terms of the first, where none are given."""
+    corpus = Corpus(5)
+    corpus.add(30)
+    workspace = tmp_path / "workspace"
+    first = run_pipeline(settings(corpus.write(tmp_path / "given.npz"), workspace, terms=None))
+    corpus.add(5)
+    monkeypatch.setattr("batch_jobs.model.terms_for", lambda _: PARAMS)
+    second = run_pipeline(settings(corpus.write(tmp_path / "given.npz"), workspace, terms=None))
+    assert first.settings.terms == second.settings.terms != PARAMS
