@@ -1,3 +1,5 @@
 """The nightly pipeline on Spark, one file per step."""
 
-import lsh  # noqa: F401 - it says how numpy may sort, and pyarrow loads numpy
+from lsh.lean_imports import import_without  # before pyarrow: `lsh` says how numpy may sort, and pyarrow loads numpy
+
+import_without("pyarrow.dataset", missing="pandas")
