@@ -179,7 +179,7 @@ def _stages(turns: Sequence[Turn], name: str) -> str:
 @click.option("--new", "num_new", type=click.IntRange(min=1), default=10_000, show_default=True)
 @click.option("--runs", "num_runs", type=click.IntRange(1), default=1, show_default=True, help="Turns; medians count.")
 @click.option("--master", help="Spark master. [default: this machine, without Spark for small steps]")
-@click.option("--tuned", is_flag=True, help="By `neardup tune` for the known images, not the plan for a million.")
+@click.option("--tuned", is_flag=True, help="By a plan of `neardup tune` for the known images.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 def command(
