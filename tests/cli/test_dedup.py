@@ -321,7 +321,7 @@ def test_interrupted_while_images_are_read_it_goes_on(
     """Ctrl-C while images are catalogued and embedded loses nothing but time."""
     arguments = ("dedup", str(images_result["folder"]), "--workspace", str(tmp_path), "--embedder", tiny_embedder, "-v")
     for stage in ("catalogue", "embed"):
-        code, stderr = interrupted_in(stage, arguments)
+        code, stderr = interrupted_in(stage, arguments, after_s=0.0)
         assert (stage, code) == (stage, ExitCode.INTERRUPTED), stderr
         assert "Traceback" not in stderr
     done = neardup(*arguments[:-1], "--json")
