@@ -112,8 +112,7 @@ class Pipeline:
         self.decisions = read_decisions(workspace.folder)
         self.known = known
         self.changes = changes
-        identity = {"embedder": self.model.digest, "dtype": self.model.dtype, "terms": self.terms.to_json()}
-        workspace.claim(identity)
+        workspace.claim({"embedder": self.model.digest, "dtype": self.model.dtype, "terms": self.terms.to_json()})
 
     @property
     def run_id(self) -> str:

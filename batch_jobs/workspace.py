@@ -102,23 +102,24 @@ class Workspace:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the workspace is bound to; nothing before its first run."""
+        """What the workspace is bound to, nothing before its first run; raises WorkspaceError for another format."""
         path = self.folder / IDENTITY_FILE
-        return read_json(path) if path.exists() else {}
-
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Bind a new workspace to `identity`; refuse an old one that was bound to another."""
-        path = self.folder / IDENTITY_FILE
-        wanted = {"format_version": FORMAT_VERSION, **identity}
         if not path.exists():
-            write_json(path, wanted)
-            return
+            return {}
         found = read_json(path)
         if found.get("format_version") != FORMAT_VERSION:
             raise WorkspaceError(
                 f"workspace {self.folder} has format version {found.get('format_version')}, this program writes "
                 f"{FORMAT_VERSION}; give another --workspace"
             )
+        return found
+
+    def claim(self, wanted: Mapping[str, Any]) -> None:
+        """Bind a new workspace to what is `wanted`; refuse an old one that was bound to something else."""
+        found = self.identity
+        if not found:
+            write_json(self.folder / IDENTITY_FILE, {"format_version": FORMAT_VERSION, **wanted})
+            return
         changed = [
             f"{key}: {found.get(key)} there, {wanted[key]} now" for key in wanted if found.get(key) != wanted[key]
         ]

@@ -530,3 +530,13 @@ def test_a_workspace_goes_on_with_its_terms(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("batch_jobs.model.terms_for", lambda _: PARAMS)
     second = run_pipeline(settings(corpus.write(tmp_path / "given.npz"), workspace, terms=None))
     assert first.settings.terms == second.settings.terms != PARAMS
+
+
+def test_a_run_in_a_workspace_of_another_format_is_refused(tmp_path: Path) -> None:
+    """By the name of the format, whatever terms that other version has written."""
+    corpus = Corpus(6)
+    corpus.add(5)
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "workspace.json").write_text(json.dumps({"format_version": 1, "terms": {"tables": 3}}))
+    with pytest.raises(WorkspaceError, match="format version 1, this program writes 2"):
+        run_pipeline(settings(corpus.write(tmp_path / "given.npz"), tmp_path / "workspace", terms=None))
