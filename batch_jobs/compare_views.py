@@ -46,8 +46,8 @@ def compare_views(
     `join` has the terms of new images with themselves and known ones; of `whole` the newest tables are theirs.
     """
     work = folder / "work"
-    joins = {"new_views": replace(join, new=whole.view_term_blocks[-1], known=whole.term_blocks, among_new=False)}
-    *known_views, _ = whole.view_term_blocks
+    joins = {"new_views": replace(join, new=whole.view_posting_lists[-1], known=whole.posting_lists, among_new=False)}
+    *known_views, _ = whole.view_posting_lists
     if known_views:
         removed_views = views_of(join.removed_docs)
         joins["known_views"] = replace(

@@ -1,9 +1,9 @@
 """Step 4, candidates: pairs of images that share terms.
 
-A task reads the term blocks of one part, walks each bucket, and packs the pairs it finds into binary rows by the range
-of their left docs. A pair found in several of them is merged, its shared terms added up, in the next step.
+A task reads the posting lists of one part, walks each bucket, and packs the pairs it finds into binary rows by the
+range of their left docs. A pair found in several parts is merged, its shared terms added up, in the next step.
 
-A night joins new against all and new against new: known blocks are only scanned for the terms of new docs.
+A night joins new against all and new against new: known lists are only read for the terms of new docs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
+from batch_jobs.make_terms import read_lists
 from batch_jobs.task_files import parquet_file
 from batch_jobs.task_runners import TaskRunner
-from lsh.blocks import decode_term_blocks, encode_pair_block
+from lsh.blocks import encode_pair_block
 from lsh.candidates import CandidateParams, Candidates
 from lsh.leaders import Leaders, candidates_with_leaders
 from lsh.new_candidates import candidates_with_later, new_candidates
@@ -33,7 +33,7 @@ PAIR_BLOCKS_ARROW, PAIR_COUNTS_ARROW = schemas.arrow(schemas.PAIR_BLOCKS), schem
 STEP = "candidates"
 TABLES = ("pair_blocks",)
 PART_BYTES = 3 << 29
-"""What joining one part may take."""
+"""What merging or joining one part may take."""
 PAIRS_PER_BLOCK = 1 << 22
 _BYTES_PER_DOC = 90
 _BYTES_PER_POSTING = 76
@@ -42,7 +42,7 @@ _BYTES_PER_POSTING = 76
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Join:
-    """What is joined: the term blocks of new docs with one another and with known ones.
+    """What is joined: the posting lists of new docs with one another and with known ones.
 
     `removed_docs`, ascending, are left out of the known. `leaders` of crowds lead where nothing is known. Without
     `among_new` new docs meet known ones alone, all of which may lie behind them (`are_known_later`).
@@ -91,7 +91,7 @@ def fitting_parts(num_docs: int, *, num_tables: int) -> int:
 
 
 def join_part(part: int, join: Join, folder: Path) -> pa.Table:
-    """Join all term blocks of one part; writes its file of `PAIR_BLOCKS` and returns its `PAIR_COUNTS`.
+    """Join all posting lists of one part; writes its file of `PAIR_BLOCKS` and returns its `PAIR_COUNTS`.
 
     Each block is a row group, which can be read alone; one for a range of left docs, more where it has many pairs.
     """
@@ -125,23 +125,14 @@ def _blocks_of(lefts: NDArray[np.uint64], docs_per_range: int) -> Iterator[tuple
 
 
 def _found_in(part: int, join: Join, spill: Spill) -> Candidates:
-    new = list(read_blocks(join.new, part))
+    new = read_lists(join.new, part, is_verified=False)
     if not join.known:
-        return candidates_with_leaders(decode_term_blocks(new), join.params, join.leaders, spill=spill)
-    known = (block for table in join.known for block in read_blocks(table, part))
+        return candidates_with_leaders(new.postings(), join.params, join.leaders, spill=spill)
+    known = (read_lists(table, part) for table in join.known)
     removed_docs = join.removed_docs.astype(np.uint64)
     if join.are_known_later:
         return candidates_with_later(known, new, join.params, removed_docs=removed_docs, spill=spill)
     return new_candidates(known, new, join.params, removed_docs=removed_docs, among_new=join.among_new, spill=spill)
-
-
-def read_blocks(term_blocks: str, part: int) -> Iterator[memoryview]:
-    """The blocks of one part, one file at a time; none where no image has a term of it."""
-    for file in sorted(Path(term_blocks, f"part={part}").glob("*.parquet")):
-        with pq.ParquetFile(file) as opened:
-            blocks = opened.read(columns=["block"], use_threads=False)["block"]
-        for block in blocks:
-            yield memoryview(block.as_buffer())
 
 
 def _counts(found: Candidates) -> dict[str, int]:

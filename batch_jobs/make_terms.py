@@ -1,42 +1,50 @@
-"""Step 3, terms: LSH terms of every embedding, as blocks for whoever joins them, and the codes.
+"""Step 3, terms: LSH terms of every embedding, as posting lists for whoever joins them, and the codes.
 
-A map task hashes its embeddings and packs its (term, doc) pairs into one binary block per reduce partition, so a few
-blobs move instead of one row per term. A part is a folder into which each task writes a file of its own, so whoever
-joins a part, this night or a later one, reads its folder and nothing is shuffled. Of the huge crowds among the
-embeddings the driver chooses leaders, from a sample of sketches and signatures that the tasks return.
+A map task hashes its embeddings and packs its (term, doc) pairs into one binary block per part, so a few blobs move
+instead of one row per term. A part is a folder into which each task writes a file of its own, so nothing is shuffled. A
+second task for each part merges its blocks into posting lists, of which a later night reads the terms it needs. Of the
+huge crowds among the embeddings the driver chooses leaders, from a sample of sketches and signatures that the first
+tasks return.
 """
 
 from __future__ import annotations
 
+import mmap
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_jobs import schemas
-from batch_jobs.task_files import allow_open_files, parquet_file
+from batch_jobs.errors import WorkspaceError
+from batch_jobs.task_files import allow_open_files, new_file, parquet_file
 from batch_jobs.task_runners import TaskRunner
-from lsh.blocks import encode_term_blocks
+from lsh.blocks import decode_term_blocks, encode_term_blocks
 from lsh.codes import quantize
 from lsh.leaders import NO_LEADERS, Leaders, are_sampled, choose_leaders
+from lsh.posting_lists import PostingLists
 from lsh.sketches import WORDS_PER_SKETCH, long_sketches
 from lsh.terms import TermHasher, TermParams
 
 HASHED_ARROW = schemas.arrow(schemas.HASHED)
-BLOCKS_ARROW = schemas.arrow(schemas.BLOCKS)
+BLOCKS_ARROW = schemas.arrow(schemas.TERM_BLOCKS)
 CODES_ARROW = schemas.arrow(schemas.CODES)
 SKETCHES_ARROW, SAMPLED_ARROW = schemas.arrow(schemas.SKETCHES), schemas.arrow(schemas.SAMPLED)
 
 STEP = "terms"
 STEP_OF_VIEWS = "view_terms"
 """The same for views, in thorough runs."""
-TABLES = ("term_blocks", "codes", "leaders")
+TABLES = ("posting_lists", "codes", "leaders")
+BLOCKS = "term_blocks"
+"""Where blocks lie until they are merged."""
 DOCS_PER_BLOCK = 65_536
 MAX_TASKS = 512
 """Each task writes a file into every part: more docs than it takes are in larger tasks, not in more files."""
@@ -49,7 +57,7 @@ RowGroup = tuple[str, int]
 def make_terms(
     runner: TaskRunner, folder: Path, *, embeddings: str, params: TermParams, num_partitions: int, is_night: bool
 ) -> Mapping[str, Any]:
-    """Write `term_blocks` for `num_partitions` reduce partitions, a folder each, `codes` and `leaders`.
+    """Write `posting_lists` of `num_partitions` parts, a file each, `codes` and `leaders`.
 
     A night over known images has no leaders.
     """
@@ -66,7 +74,49 @@ def make_terms(
     leaders = NO_LEADERS if is_night else choose_leaders(*_sketches(sampled), _signatures(sampled, params.num_tables))
     columns = [pa.array(leaders.docs.astype(np.int64)), binary_rows(leaders.sketches)]
     pq.write_table(pa.table(columns, schema=SKETCHES_ARROW), folder / "leaders" / "part-00000.parquet")
-    return {"num_parts": num_partitions}
+    (folder / "posting_lists").mkdir()
+    merged = runner.run(num_partitions, partial(merge_part, folder=folder), returns=schemas.MERGED, folder=folder)
+    shutil.rmtree(folder / BLOCKS)
+    return {"num_parts": num_partitions, "block_bytes": pc.sum(merged["block_bytes"]).as_py()}
+
+
+def merge_part(part: int, *, folder: Path) -> pa.Table:
+    """Merge the term blocks of one part into its file of posting lists; returns its `MERGED` row."""
+    blocks = list(_read_blocks(folder / BLOCKS / f"part={part}"))
+    lists = PostingLists.of(decode_term_blocks(blocks))
+    with new_file(_lists_file(folder / "posting_lists", part)) as path, path.open("wb") as file:
+        file.writelines(lists.frame())
+    row = {"part": part, "block_bytes": sum(map(len, blocks))}
+    return pa.Table.from_pylist([row], schema=schemas.arrow(schemas.MERGED))
+
+
+def _read_blocks(part: Path) -> Iterator[memoryview]:
+    """The blocks of one part, one file at a time; none where no image has a term of it."""
+    for file in sorted(part.glob("*.parquet")):
+        with pq.ParquetFile(file) as opened:
+            blocks = opened.read(columns=["block"], use_threads=False)["block"]
+        for block in blocks:
+            yield memoryview(block.as_buffer())
+
+
+def read_lists(table: str, part: int, *, is_verified: bool = True) -> PostingLists:
+    """The posting lists of one part, mapped into memory; the checksum is read unless the file `is_verified`.
+
+    Raises WorkspaceError for a file that is missing or damaged.
+    """
+    path = _lists_file(Path(table), part)
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return PostingLists.from_frame(memoryview(mapped), is_verified=is_verified)
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(
+            f"{path} cannot be read ({error}); restore it, or start over with another --workspace"
+        ) from error
+
+
+def _lists_file(table: Path, part: int) -> Path:
+    return table / f"part-{part:05d}.lists"
 
 
 def read_leaders(table: str) -> Leaders:
@@ -86,9 +136,9 @@ def _signatures(sampled: pa.Table, num_tables: int) -> NDArray[np.uint64]:
 
 
 def make_folders(folder: Path, *, num_parts: int) -> None:
-    """The empty tables of the step below `folder`. Only the driver makes them: what is left of a run makes none."""
+    """The empty folders of the step below `folder`. Only the driver makes them: what is left of a run makes none."""
     for part in range(num_parts):
-        (folder / "term_blocks" / f"part={part}").mkdir(parents=True)
+        (folder / BLOCKS / f"part={part}").mkdir(parents=True)
     (folder / "codes").mkdir()
     (folder / "leaders").mkdir()
 
@@ -109,7 +159,7 @@ def write_hashed(rows: Iterator[pa.RecordBatch], folder: Path, *, number: int) -
                 continue
             for row, part in enumerate(batch["part"].to_pylist()):
                 if part not in parts:
-                    path = folder / "term_blocks" / f"part={part}" / name
+                    path = folder / BLOCKS / f"part={part}" / name
                     parts[part] = files.enter_context(parquet_file(path, BLOCKS_ARROW, compression="none"))
                 # A row group for each block: none is held back until there are more.
                 parts[part].write_batch(batch.select(["block"]).slice(row, 1))

@@ -57,7 +57,7 @@ def task_memory(*, dim: int, num_tables: int, square: int = LARGEST_SQUARE) -> T
     squares = ROWS_PER_ARROW_BATCH * square * square * 3
     return TaskMemory(
         embed=WORKER_BYTES + NETWORK_BYTES + 2 * BYTES_PER_ARROW_BATCH + 2 * squares,
-        terms=WORKER_BYTES + DOCS_PER_BLOCK * (12 * dim + 80 * num_tables),
+        terms=WORKER_BYTES + max(DOCS_PER_BLOCK * (12 * dim + 80 * num_tables), PART_BYTES),
         candidates=WORKER_BYTES + PART_BYTES,
         select=WORKER_BYTES + MAX_DOCS_PER_RANGE * 2 * 3 * dim + PAIRS_AT_ONCE * BYTES_PER_PAIR,
     )

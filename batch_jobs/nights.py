@@ -103,9 +103,9 @@ class Known:
     removed: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
-    term_blocks: tuple[str, ...] = ()
+    posting_lists: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
-    view_term_blocks: tuple[str, ...] = ()
+    view_posting_lists: tuple[str, ...] = ()
     view_codes: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
     assignments: str | None = None
@@ -123,9 +123,9 @@ class Known:
             removed=extended(self.removed, "catalogue", "removed"),
             rewritten=extended(self.rewritten, "catalogue", "rewritten"),
             embeddings=extended(self.embeddings, "embed", "embeddings"),
-            term_blocks=extended(self.term_blocks, "terms", "term_blocks"),
+            posting_lists=extended(self.posting_lists, "terms", "posting_lists"),
             codes=extended(self.codes, "terms", "codes"),
-            view_term_blocks=extended(self.view_term_blocks, "view_terms", "term_blocks"),
+            view_posting_lists=extended(self.view_posting_lists, "view_terms", "posting_lists"),
             view_codes=extended(self.view_codes, "view_terms", "codes"),
             edges=extended(extended(self.edges, "select", "edges"), "compare", "view_edges"),
         )
@@ -146,9 +146,9 @@ def known_of(workspace: Path, night: Night | None) -> Known:
         removed=night.tables(workspace, "catalogue", "removed"),
         rewritten=night.tables(workspace, "catalogue", "rewritten"),
         embeddings=night.tables(workspace, "embed", "embeddings"),
-        term_blocks=night.tables(workspace, "terms", "term_blocks"),
+        posting_lists=night.tables(workspace, "terms", "posting_lists"),
         codes=night.tables(workspace, "terms", "codes"),
-        view_term_blocks=night.tables(workspace, "view_terms", "term_blocks"),
+        view_posting_lists=night.tables(workspace, "view_terms", "posting_lists"),
         view_codes=night.tables(workspace, "view_terms", "codes"),
         edges=night.tables(workspace, "select", "edges") + night.tables(workspace, "compare", "view_edges"),
         assignments=str(clustered / "assignments"),

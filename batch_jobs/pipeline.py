@@ -318,19 +318,19 @@ class Pipeline:
                 embeddings=embedded.table("embeddings"),
                 params=self.terms,
                 num_partitions=self.known.num_parts or self.num_partitions,
-                is_night=bool(self.known.term_blocks),
+                is_night=bool(self.known.posting_lists),
             )
 
         # Views lie in the parts of whole images, so these are more.
-        layout = "by part, with leaders" + (", views to come" if self.settings.thorough else "")
+        layout = "posting lists, with leaders" + (", views to come" if self.settings.thorough else "")
         inputs = {"embed": embedded.key, "terms": self.terms.to_json(), "layout": layout}
         return self.workspace.step(make_terms.STEP, inputs=inputs, write=write, tables=make_terms.TABLES)
 
     def _join(self) -> find_candidates.Join:
         hashed = self.outputs[make_terms.STEP]
         return find_candidates.Join(
-            new=hashed.table("term_blocks"),
-            known=self.known.term_blocks,
+            new=hashed.table("posting_lists"),
+            known=self.known.posting_lists,
             removed_docs=removed_contents(self.whole),
             leaders=make_terms.read_leaders(hashed.table("leaders")),
             params=self.candidates,

@@ -188,8 +188,8 @@ def remove_record(workspace: Workspace, run_id: str) -> None:
 
 
 def table_bytes(folder: Path) -> int:
-    """The bytes of all Parquet files of a table."""
-    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    """The bytes of all files of a table."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def record_path(workspace: Path, run_id: str) -> Path:

@@ -6,7 +6,7 @@ Every question is a filter that Parquet's statistics answer mostly without readi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ import pyarrow.dataset
 from numpy.typing import NDArray
 
 from batch_jobs.errors import SourceError, WorkspaceError
-from batch_jobs.find_candidates import read_blocks
-from batch_jobs.make_terms import binary_values, embedding_rows, read_leaders
+from batch_jobs.make_terms import binary_values, embedding_rows, read_leaders, read_lists
 from batch_jobs.nights import Known, Night, known_of, live_images, read_night
 from batch_jobs.run_records import NIGHTLY, RunRecord
 from batch_jobs.schemas import CATALOGUE, columns
 from batch_jobs.workspace import read_json
 from embed.pair_scoring import PairScorer, read_pair_scorer
-from lsh.blocks import TermPostings, decode_term_blocks, partition_of
+from lsh.blocks import TermPostings, partition_of
 from lsh.candidates import CandidateParams
 from lsh.errors import ParameterError
 from lsh.leaders import NO_LEADERS, Leaders
@@ -141,7 +140,7 @@ class RunTables:
     @property
     def leaders(self) -> Leaders:
         """What led the crowds of the first images; the nights after them have no leaders."""
-        table = Path(self.whole.term_blocks[0]).parent / "leaders"
+        table = Path(self.whole.posting_lists[0]).parent / "leaders"
         return read_leaders(str(table)) if table.is_dir() else NO_LEADERS
 
     @property
@@ -156,22 +155,18 @@ class RunTables:
         return read_pair_scorer(folder, embedder_digest=self.record.embedder_digest)
 
     def buckets(self, terms: NDArray[np.uint64]) -> TermPostings:
-        """The postings of images that are there in the buckets of some terms.
-
-        They come from the term blocks, one block at a time.
-        """
-        parts = np.unique(partition_of(terms, self.whole.num_parts or 1)).tolist()
+        """The postings of images that are there in the buckets of some terms."""
+        wanted = np.unique(terms)
+        parts = partition_of(wanted, self.whole.num_parts or 1)
         found = [
-            _part_of(postings, np.isin(postings.terms, terms))
-            for table in self.whole.term_blocks
-            for part in parts
-            for block in read_blocks(table, part)
-            for postings in [decode_term_blocks([block])]
+            _named(read_lists(table, part).postings_of(wanted[parts == part]))
+            for table in self.whole.posting_lists
+            for part in np.unique(parts).tolist()
         ]
         merged = _merged([one for one in found if one.terms.size])
         live = self.images(merged.docs.tolist()).keys()
-        is_live = np.array([doc in live for doc in merged.docs.tolist()])
-        return _part_of(merged, is_live[merged.doc_rows])
+        is_live = np.array([doc in live for doc in merged.docs.tolist()])[merged.doc_rows]
+        return _named(replace(merged, terms=merged.terms[is_live], doc_rows=merged.doc_rows[is_live]))
 
     def _inputs(self, step: str) -> Row:
         record = self.record.step(step)
@@ -214,7 +209,7 @@ def whole_of(workspace: Path, record: RunRecord) -> Known:
         num_parts=record.stat("terms", "num_parts"),
         catalogues=table("catalogue", "catalogue"),
         embeddings=table("embed", "embeddings"),
-        term_blocks=table("terms", "term_blocks"),
+        posting_lists=table("terms", "posting_lists"),
         codes=table("terms", "codes"),
         edges=(*table("select", "edges"), *(table("compare", "view_edges") if record.step("compare") else ())),
         crowd_edges=table("cluster", "crowd_edges")[0] if record.step("cluster") else None,
@@ -238,10 +233,10 @@ def _isin(name: str, values: Iterable[Any]) -> pyarrow.dataset.Expression:
     return _field(name).isin(pa.array(list(values), pa.string() if name.endswith("_id") else pa.int64()))
 
 
-def _part_of(postings: TermPostings, is_wanted: NDArray[np.bool_]) -> TermPostings:
-    """Some of the postings, with the docs they name."""
-    rows, doc_rows = np.unique(postings.doc_rows[is_wanted], return_inverse=True)
-    return TermPostings(postings.terms[is_wanted], doc_rows, postings.docs[rows], postings.sketches[rows])
+def _named(postings: TermPostings) -> TermPostings:
+    """The postings without docs that they do not name."""
+    rows, doc_rows = np.unique(postings.doc_rows, return_inverse=True)
+    return TermPostings(postings.terms, doc_rows, postings.docs[rows], postings.sketches[rows])
 
 
 def _merged(parts: list[TermPostings]) -> TermPostings:

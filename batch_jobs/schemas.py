@@ -43,8 +43,11 @@ EMBEDDINGS = "doc long, embedding binary"
 CODES = "doc long, code binary"
 """`code`: `dim` int8, the embedding scalar-quantised."""
 
-BLOCKS = "block binary"
-"""Blocks of `lsh.blocks.encode_term_blocks` of one reduce partition; each part is a folder `part=<part>`."""
+TERM_BLOCKS = "block binary"
+"""Blocks of `lsh.blocks.encode_term_blocks` of one part; each part is a folder `part=<part>`."""
+
+MERGED = "part int, block_bytes long"
+"""The bytes of the term blocks that became the posting lists of a part."""
 
 SKETCHES = "doc long, sketch binary"
 """`sketch`: `words_per_sketch` little-endian uint64."""

@@ -28,13 +28,22 @@ def parquet_file(path: Path, schema: pa.Schema, *, compression: str = "zstd") ->
 
     Statistics are kept of integers alone: of binary values they would hold whole blocks.
     """
-    aside = path.with_name(f".{path.name}.{_attempt()}{ASIDE}")
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    try:
-        with pq.ParquetWriter(
+    with (
+        new_file(path) as aside,
+        pq.ParquetWriter(
             aside, schema, compression=compression, use_dictionary=False, write_statistics=integers or False
-        ) as writer:
-            yield writer
+        ) as writer,
+    ):
+        yield writer
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that appears at `path` when the block ends without an error; its folder must be there."""
+    aside = path.with_name(f".{path.name}.{_attempt()}{ASIDE}")
+    try:
+        yield aside
         aside.replace(path)
     except BaseException:
         with suppress(OSError):

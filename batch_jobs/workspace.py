@@ -32,7 +32,7 @@ from batch_jobs.errors import LeaseHeldError, LeaseLostError, WorkspaceError
 from batch_jobs.lease import Lease
 from batch_jobs.settings import canonical_json, digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEY_LENGTH = 16
 IDENTITY_FILE = "workspace.json"
 
@@ -139,7 +139,7 @@ class Workspace:
     ) -> StepOutput:
         """The committed output of `step` for these inputs; `write(folder)` makes it and returns its stats if need be.
 
-        `write` must create each of `tables` as a Parquet folder. It sees a fresh folder that nobody else reads.
+        `write` must create each of `tables` as a folder of files. It sees a fresh folder that nobody else reads.
         """
         key = digest({"step": step, "inputs": inputs})[:KEY_LENGTH]
         target = self.steps_folder / f"{step}-{key}"
@@ -219,10 +219,14 @@ def _output(step: str, key: str, folder: Path, commit: Mapping[str, Any], *, reu
 
 
 def _table_files(table: Path) -> dict[str, tuple[int, int]]:
-    """Each Parquet file of a table with its size in bytes and rows, its footer read back from disk."""
+    """Each file of a table with its size in bytes and, of a Parquet file, rows, its footer read back from disk."""
     return {
-        str(path.relative_to(table)): (path.stat().st_size, pq.read_metadata(path).num_rows)
-        for path in sorted(table.rglob("*.parquet"))
+        str(path.relative_to(table)): (
+            path.stat().st_size,
+            pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0,
+        )
+        for path in sorted(table.rglob("*"))
+        if path.is_file() and not path.name.startswith((".", "_"))
     }
 
 

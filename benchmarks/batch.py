@@ -31,7 +31,6 @@ from cli.tables import show_table
 
 OURS = "ours"
 STAGES = ("terms", "candidates", "select")
-BLOCKS = ("term_blocks", "pair_blocks")
 MAX_IMAGES = {"hnsw": 250_000, "spark-rows": 100_000, "datasketch": 20_000, "mllib": 40_000}
 SLICE_ROWS = 2000
 COSINES = (0.79, 0.85, 0.9, 0.95)
@@ -120,7 +119,11 @@ def bytes_below(folder: Path) -> int:
 
 def block_bytes(workspace: Path) -> int:
     """The sizes of all blocks that our tasks hand to one another in files, which Spark does not count."""
-    return sum(bytes_below(folder) for name in BLOCKS for folder in workspace.glob(f"steps/*/{name}"))
+    of_terms: int = sum(
+        json.loads(commit.read_text())["stats"]["block_bytes"]
+        for commit in workspace.glob("steps/*terms-*/commit.json")
+    )
+    return of_terms + sum(map(bytes_below, workspace.glob("steps/*/pair_blocks")))
 
 
 def recall_by_cosine(

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from benchmarks.batch_embeddings import plant_embeddings
 from benchmarks.results import versions, write_json
 from cli.tables import show_table
-from lsh.posting_lists import PostingLists
 from lsh.terms import TermHasher, TermParams
 from lsh.variable_byte import decode, decode_sorted, encode, encode_sorted, gaps
 
@@ -96,9 +95,7 @@ def real_lists(num_images: int, *, num_tables: int = NUM_TABLES, seed: int = SEE
 
 def hash_table_bytes(lists: Sequence[NDArray[np.uint64]], num_images: int) -> float:
     """Bytes of a hash table of these lists for each image: their codes and one 8-byte offset for each bucket."""
-    buckets = np.repeat(np.arange(len(lists), dtype=np.uint64), [docs.size for docs in lists])
-    table = PostingLists.build(buckets, np.concatenate(lists), len(lists))
-    return len(table.to_bytes()) / num_images
+    return (sum(encode_sorted(docs).size for docs in lists) + 8 * (len(lists) + 1)) / num_images
 
 
 def measure_run(average_gap: int, *, num_values: int = NUM_VALUES, num_rounds: int = NUM_ROUNDS) -> RunFigures:

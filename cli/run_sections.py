@@ -115,7 +115,7 @@ def foretold(record: RunRecord) -> dict[str, dict[str, float | None]]:
     came: dict[str, float | None] = {
         "candidates": per_image(record.stat("select", "num_distinct_pairs")),
         "largest_bucket": record.stat("candidates", "largest_bucket"),
-        "term_block_bytes": per_image(hashed.size_bytes.get("term_blocks")),
+        "term_block_bytes": per_image(hashed.stats.get("block_bytes")),
         "pair_block_bytes": per_image(found.size_bytes.get("pair_blocks") if found else None),
         "core_s": per_image(sum(step.seconds for step in steps) * record.num_cores),
     }
@@ -212,7 +212,7 @@ def _skew(record: RunRecord) -> Section:
     rows = [(_worded(name), f"{value:,}") for name, value in counted if value is not None]
     hashed, found = record.step("terms"), record.step("candidates")
     if rows and hashed and found:
-        shuffled = hashed.size_bytes.get("term_blocks", 0) + found.size_bytes.get("pair_blocks", 0)
+        shuffled = hashed.stats.get("block_bytes", 0) + found.size_bytes.get("pair_blocks", 0)
         rows.append(("bytes of shuffled blocks", format_bytes(shuffled)))
     return Section("skew", ("", ""), tuple(rows))
 

@@ -277,24 +277,6 @@ def _encode_term_block(
 
 def _decoded(counts: tuple[int, ...], body: NDArray[np.uint8]) -> TermPostings:
     """The postings of a term block that `TERM_BLOCK` has unpacked."""
-    docs, terms, rows, sketches = _columns(counts, body)
-    return checked_postings(terms, rows.astype(np.int64), docs, sketches.copy())
-
-
-def term_columns(
-    block: FrameBytes,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """The docs of a term block, its terms and rows of docs by posting, and its sketches where they lie.
-
-    Rows are rows of `docs`; whether the postings are sorted is not checked. Raises FormatError as `decode_term_blocks`.
-    """
-    return _columns(*TERM_BLOCK.unpack(block))
-
-
-def _columns(
-    counts: tuple[int, ...], body: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """As `term_columns`, of a block that `TERM_BLOCK` has unpacked."""
     num_docs, num_postings, docs_bytes, terms_bytes, rows_bytes, words_per_sketch = counts
     if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
         raise FormatError(f"words_per_sketch={words_per_sketch} of a term block is out of range; the block is damaged")
@@ -303,11 +285,11 @@ def _columns(
     )
     rows = decode(rows_data, num_postings)
     _check_rows(rows, num_docs)
-    return (
-        decode_sorted(docs_data, num_docs),
+    return checked_postings(
         decode_sorted(terms_data, num_postings),
-        rows,
-        np.frombuffer(sketches_data, dtype="<u8").reshape(num_docs, words_per_sketch),
+        rows.astype(np.int64),
+        decode_sorted(docs_data, num_docs),
+        np.frombuffer(sketches_data, dtype="<u8").reshape(num_docs, words_per_sketch).copy(),
     )
 
 

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from lsh.bits import count_ones, mix64
 from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings
 from lsh.crowds import (
-    are_crowded,
+    UNCUT_PER_CROWD,
     are_within,
     brute_force_heads,
     crowd_heads,
     doc_ranks,
     gather_words,
+    is_crowd,
     pair_with_heads,
 )
 from lsh.errors import ParameterError
@@ -44,7 +45,7 @@ from lsh.sorting import starts_of_runs
 MAX_DOCS_PER_PARTITION = 1 << 32
 MIN_KEYS_PER_CHUNK = 1 << 22
 _STRETCH = np.uint64(32)
-_ZERO, _ONE, _TWO = np.uint64(0), np.uint64(1), np.uint64(2)
+_ZERO = np.uint64(0)
 _ROW_BITS = np.uint64(32)
 
 
@@ -125,11 +126,17 @@ class Candidates:
 
 
 def candidate_pairs(
-    postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0, spill: Spill | None = None
+    postings: TermPostings,
+    params: CandidateParams,
+    *,
+    first_new_doc: int = 0,
+    among_new: bool = True,
+    spill: Spill | None = None,
 ) -> Candidates:
     """Every pair that shares a term, has a sketch distance of at most `max_sketch_distance` and a doc that is new.
 
-    Memory stays near that of the distinct pairs, of which `spill` gets what is too much to be held at once.
+    Without `among_new` the pairs of two new docs are not even compared, but where a bucket is cut. Memory stays near
+    that of the distinct pairs, of which `spill` gets what is too much to be held at once.
     """
     if postings.docs.size >= MAX_DOCS_PER_PARTITION:
         raise ParameterError(
@@ -138,7 +145,7 @@ def candidate_pairs(
         )
     buckets = WalkedBuckets.of(postings, first_new_doc=first_new_doc)
     tally = PairTally(postings.docs, spill)
-    cut_terms, num_cut_pairs = tally_buckets(tally, postings, buckets, params)
+    cut_terms, num_cut_pairs = tally_buckets(tally, postings, buckets, params, among_new=among_new)
     return Candidates.of(
         tally,
         num_buckets=buckets.num_buckets,
@@ -175,25 +182,26 @@ def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def tally_buckets(
-    tally: PairTally, postings: TermPostings, buckets: WalkedBuckets, params: CandidateParams
+    tally: PairTally, postings: TermPostings, buckets: WalkedBuckets, params: CandidateParams, *, among_new: bool = True
 ) -> tuple[NDArray[np.uint64], int]:
     """Tally the candidates of these buckets; returns the terms of those cut, and how many pairs they left out."""
     ranks = doc_ranks(postings.docs)
     starts, ends, first_new_row = buckets.starts, buckets.ends, buckets.first_new_row
-    is_cut = are_crowded(
-        starts, ends, postings.doc_rows, ranks, postings.sketches, params.crowd_distance, params.crowd_size
-    )
-    is_cut |= ends - starts > params.max_bucket_size
-    for keys in regular_keys(
-        postings.doc_rows,
-        postings.sketches,
+    is_cut = ends - starts > params.max_bucket_size
+    is_crowded = np.zeros(int((~is_cut).sum()), np.bool_)
+    for keys in _regular_keys(
+        postings,
         starts[~is_cut],
         (ends - starts)[~is_cut],
+        ranks=ranks,
         params=params,
         first_new_row=first_new_row,
+        among_new=among_new,
+        is_crowded=is_crowded,
     ):
         tally.add(keys)
-    num_cut_pairs = tally_cut(
+    is_cut[~is_cut] = is_crowded
+    num_cut_pairs = _tally_cut(
         tally, postings, (starts[is_cut], ends[is_cut]), ranks=ranks, params=params, first_new_row=first_new_row
     )
     return postings.terms[starts[is_cut]], num_cut_pairs
@@ -253,7 +261,7 @@ def _brute_force_cut(
     return set().union(*(_brute_force_cut(half, sketch_of, params, bits[1:]) for half in halves))
 
 
-def tally_cut(
+def _tally_cut(
     tally: PairTally,
     postings: TermPostings,
     bounds: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -275,16 +283,21 @@ def tally_cut(
     return num_cut_pairs
 
 
-def regular_keys(
-    doc_rows: NDArray[np.int64],
-    sketches: NDArray[np.uint64],
+def _regular_keys(
+    postings: TermPostings,
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     *,
+    ranks: NDArray[np.uint64],
     params: CandidateParams,
     first_new_row: int,
+    among_new: bool,
+    is_crowded: NDArray[np.bool_],
 ) -> Iterator[NDArray[np.uint64]]:
-    """Keys of the pairs of these buckets, in chunks; a pair repeats once for each shared term."""
+    """Keys of the pairs of these buckets, in chunks; a pair repeats once for each shared term.
+
+    Crowded buckets are left out and marked in `is_crowded`.
+    """
     if sizes.size == 0:
         return
     most_pairs = int(sizes.max()) ** 2 // 2
@@ -296,12 +309,17 @@ def regular_keys(
             starts,
             sizes,
             next_bucket,
-            doc_rows,
-            sketches,
+            postings.doc_rows,
+            ranks,
+            postings.sketches,
             params.max_sketch_distance,
+            params.crowd_distance,
+            params.crowd_size,
             first_new_row,
+            among_new,
             MIN_KEYS_PER_CHUNK,
             keys,
+            is_crowded,
         )
         yield keys[:num_keys]
 
@@ -337,10 +355,7 @@ def _cut_keys(
             parts.append((rows[~is_covered], bits_used))
         elif rows.size <= params.max_bucket_size or bits_used == num_bits:
             keys = np.empty(rows.size * (rows.size - 1) // 2 + 1, dtype=np.uint64)
-            whole = np.array([0, rows.size])
-            _, num_keys = _pair_buckets(
-                whole[:1], whole[1:], 0, rows, sketches, distance, first_new_row, keys.size, keys
-            )
+            num_keys = _pair_rows(rows, sketches, distance, first_new_row, keys)
             yield keys[:num_keys], _num_new_pairs(rows, first_new_row)
         else:
             bit = (first_bit + bits_used) % num_bits
@@ -392,52 +407,97 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     sizes: NDArray[np.int64],
     next_bucket: int,
     doc_rows: NDArray[np.int64],
+    ranks: NDArray[np.uint64],
     sketches: NDArray[np.uint64],
     max_distance: int,
+    crowd_distance: int,
+    crowd_size: int,
     first_new_row: int,
+    among_new: bool,
     num_wanted: int,
     keys: NDArray[np.uint64],
+    is_crowded: NDArray[np.bool_],
 ) -> tuple[int, np.int64]:
-    """Fills `keys` from as many buckets as surely fit, or until there are `num_wanted`.
+    """Fills `keys` from as many buckets as surely fit, or until there are `num_wanted`, and marks those crowded.
 
     Returns the bucket to go on with and the number of keys.
     """
-    num_keys = _ZERO
+    num_keys = np.int64(0)
     # A word of all docs lies together, so that distances to many docs are counted at once.
     words = np.empty((sketches.shape[1], sizes.max()), np.uint64)
     distances = np.empty(sizes.max(), np.uint64)
-    limit = np.uint64(max_distance)
     while next_bucket < sizes.size:
-        size = np.uint64(sizes[next_bucket])
-        if num_keys >= np.uint64(num_wanted) or num_keys + size * (size - _ONE) // _TWO >= np.uint64(keys.size):
-            break
         rows = doc_rows[starts[next_bucket] : starts[next_bucket] + sizes[next_bucket]]
+        first_new = np.searchsorted(rows, first_new_row)
+        end_left = rows.size if among_new else first_new
+        num_pairs = (rows.size * (rows.size - 1) - first_new * (first_new - 1)) // 2
+        if num_keys >= num_wanted or num_keys + num_pairs >= keys.size:
+            break
         gather_words(rows, sketches, words)
-        # From the right doc, which is new, all left ones are one stretch, however few are new.
-        for j in range(np.uint64(np.searchsorted(rows, first_new_row)), size):
-            if not _count_distances(words, j, limit, distances):
-                continue
-            low_row = np.uint64(rows[j])
-            for start in range(_ZERO, j, _STRETCH):
-                stop = start + _STRETCH if start + _STRETCH < j else j
-                num_near = _ZERO
-                for i in range(start, stop):
-                    num_near += np.uint64(distances[i] <= limit)
-                if not num_near:
-                    continue
-                for i in range(start, stop):
-                    # Storing first and counting after keeps the loop free of a branch that nobody can predict.
-                    keys[num_keys] = np.uint64(rows[i]) << _ROW_BITS | low_row
-                    num_keys += np.uint64(distances[i] <= limit)
+        if rows.size > UNCUT_PER_CROWD * crowd_size:
+            is_crowded[next_bucket] = is_crowd(rows, ranks, sketches, crowd_distance, crowd_size)
+        if not is_crowded[next_bucket]:
+            num_keys = _pair_words(rows, words, first_new, end_left, max_distance, distances, num_keys, keys)
         next_bucket += 1
-    return next_bucket, np.int64(num_keys)
+    return next_bucket, num_keys
+
+
+@njit(cache=True, nogil=True)
+def _pair_rows(
+    rows: NDArray[np.int64],
+    sketches: NDArray[np.uint64],
+    max_distance: int,
+    first_new_row: int,
+    keys: NDArray[np.uint64],
+) -> int:
+    """Fills `keys` with the near pairs of `rows` that have a new one; returns how many there are."""
+    words = np.empty((sketches.shape[1], rows.size), np.uint64)
+    gather_words(rows, sketches, words)
+    first_new = np.searchsorted(rows, first_new_row)
+    return int(_pair_words(rows, words, first_new, rows.size, max_distance, np.empty(rows.size, np.uint64), 0, keys))
+
+
+@njit(cache=True, nogil=True)
+def _pair_words(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    rows: NDArray[np.int64],
+    words: NDArray[np.uint64],
+    first_new: int,
+    end_left: int,
+    max_distance: int,
+    distances: NDArray[np.uint64],
+    num_before: int,
+    keys: NDArray[np.uint64],
+) -> np.int64:
+    """Adds to `keys`, of which there are `num_before`, the near pairs of rows before `end_left` with new ones.
+
+    `words` `(num_words, docs)` are the sketches of `rows`. Returns how many keys there are then. From the right doc,
+    which is new, all left ones are one stretch, however few are new.
+    """
+    num_keys, limit = np.uint64(num_before), np.uint64(max_distance)
+    for j in range(np.uint64(first_new), np.uint64(rows.size)):
+        end = j if j < np.uint64(end_left) else np.uint64(end_left)
+        if not _count_distances(words, j, end, limit, distances):
+            continue
+        low_row = np.uint64(rows[j])
+        for start in range(_ZERO, end, _STRETCH):
+            stop = start + _STRETCH if start + _STRETCH < end else end
+            num_near = _ZERO
+            for i in range(start, stop):
+                num_near += np.uint64(distances[i] <= limit)
+            if not num_near:
+                continue
+            for i in range(start, stop):
+                # Storing first and counting after keeps the loop free of a branch that nobody can predict.
+                keys[num_keys] = np.uint64(rows[i]) << _ROW_BITS | low_row
+                num_keys += np.uint64(distances[i] <= limit)
+    return np.int64(num_keys)
 
 
 @njit(cache=True, nogil=True)
 def _count_distances(
-    words: NDArray[np.uint64], j: np.uint64, limit: np.uint64, distances: NDArray[np.uint64]
+    words: NDArray[np.uint64], j: np.uint64, end: np.uint64, limit: np.uint64, distances: NDArray[np.uint64]
 ) -> np.uint64:
-    """Fills `distances[:j]` with those of doc `j` and returns how many are near; `words` `(num_words, docs)`.
+    """Fills `distances[:end]` with those of doc `j` and returns how many are near; `words` `(num_words, docs)`.
 
     Unsigned positions spare numba's test for negative ones, with which no loop becomes one over vectors.
     """
@@ -445,16 +505,16 @@ def _count_distances(
     if len(words) == WORDS_PER_SKETCH:
         w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
         a, b, c, d = w0[j], w1[j], w2[j], w3[j]
-        for i in range(j):
+        for i in range(end):
             distances[i] = count_ones(a ^ w0[i]) + count_ones(b ^ w1[i]) + count_ones(c ^ w2[i]) + count_ones(d ^ w3[i])
             num_near += np.uint64(distances[i] <= limit)
         return num_near
-    for i in range(j):
+    for i in range(end):
         distances[i] = _ZERO
     for word in range(np.uint64(len(words))):
         of_doc = words[word, j]
-        for i in range(j):
+        for i in range(end):
             distances[i] += count_ones(of_doc ^ words[word, i])
-    for i in range(j):
+    for i in range(end):
         num_near += np.uint64(distances[i] <= limit)
     return num_near

@@ -73,24 +73,6 @@ def doc_ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @njit(cache=True, nogil=True)
-def are_crowded(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    doc_rows: NDArray[np.int64],
-    ranks: NDArray[np.uint64],
-    sketches: NDArray[np.uint64],
-    radius: int,
-    crowd_size: int,
-) -> NDArray[np.bool_]:
-    """For each bucket whether it has a head."""
-    is_crowded = np.zeros(starts.size, np.bool_)
-    for bucket in range(is_crowded.size):
-        if ends[bucket] - starts[bucket] > UNCUT_PER_CROWD * crowd_size:
-            is_crowded[bucket] = is_crowd(doc_rows[starts[bucket] : ends[bucket]], ranks, sketches, radius, crowd_size)
-    return is_crowded
-
-
-@njit(cache=True, nogil=True)
 def is_crowd(
     rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
 ) -> bool:

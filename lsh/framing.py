@@ -32,11 +32,22 @@ class FrameFormat:
 
     def pack(self, counts: Sequence[int], sections: Sequence[NDArray[np.generic]]) -> bytes:
         """Header, counts and the bytes of `sections`, which must already be little-endian."""
-        body = b"".join([struct.pack(f"<{len(self.counts)}Q", *counts), *(section.tobytes() for section in sections)])
-        return _HEADER.pack(self.magic, self.version, len(self.counts), zlib.crc32(body)) + body
+        return b"".join(self.buffers(counts, sections))
 
-    def unpack(self, frame: FrameBytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
-        """The counts and the bytes of all sections, without a copy; raises FormatError unless all of it checks out."""
+    def buffers(self, counts: Sequence[int], sections: Sequence[NDArray[np.generic]]) -> list[bytes | memoryview]:
+        """What `pack` joins, for who writes a large frame to a file: contiguous sections are not copied."""
+        views = (memoryview(np.ascontiguousarray(section).reshape(-1).view(np.uint8).data) for section in sections)
+        body: list[bytes | memoryview] = [struct.pack(f"<{len(self.counts)}Q", *counts), *views]
+        checksum = 0
+        for part in body:
+            checksum = zlib.crc32(part, checksum)
+        return [_HEADER.pack(self.magic, self.version, len(self.counts), checksum), *body]
+
+    def unpack(self, frame: FrameBytes, *, is_verified: bool = False) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
+        """The counts and the bytes of all sections, without a copy; raises FormatError unless all of it checks out.
+
+        The checksum of a frame that `is_verified` is not computed again.
+        """
         data = np.frombuffer(frame, dtype=np.uint8)
         header_size = _HEADER.size + _BYTES_PER_COUNT * len(self.counts)
         if data.size < header_size:
@@ -51,7 +62,7 @@ class FrameFormat:
             )
         if num_counts != len(self.counts):
             raise FormatError(f"a {self.name} has {len(self.counts)} counts, found {num_counts}; it is damaged")
-        actual_checksum = zlib.crc32(data[_HEADER.size :].data)
+        actual_checksum = checksum if is_verified else zlib.crc32(data[_HEADER.size :].data)
         if actual_checksum != checksum:
             raise FormatError(
                 f"checksum of a {self.name} is {actual_checksum:08x}, expected {checksum:08x}; "

@@ -1,8 +1,8 @@
-"""Posting lists of one hash table: bucket -> sorted docs, in two arrays.
+"""Posting lists: the postings of many docs by term, made to be mapped into memory and read in part.
 
-`offsets[bucket] .. offsets[bucket + 1]` are the bytes of a bucket's docs in `data`, delta and variable-byte coded. A
-lookup is one array access, no key search, and both arrays can be read straight from a memory-mapped file. `FORMAT.md`
-describes the bytes; the index is made of these, one for each table and range of buckets.
+A term's list holds the rows of its docs, delta and variable-byte coded, and an offset for each term says where it
+starts; each doc stands once, with its sketch. Who wants a few terms searches these and decodes their lists alone.
+`FORMAT.md` describes the bytes.
 
 Source: Manning, Raghavan and Schuetze, "Introduction to Information Retrieval", section 5.3.
 """
@@ -15,131 +15,160 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.errors import FormatError, ParameterError
+from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings, checked_postings
+from lsh.errors import FormatError
 from lsh.framing import FrameBytes, FrameFormat
-from lsh.sorting import sort_by_keys, starts_of_runs
-from lsh.variable_byte import decode, decode_sorted, encode, encoded_sizes, gaps
-
-MAX_BUCKETS = 1 << 40
+from lsh.sorting import starts_of_runs
+from lsh.variable_byte import encode, encoded_sizes, gaps
 
 POSTING_LISTS = FrameFormat(
     name="file of posting lists",
     magic=b"NDPL",
-    version=1,
-    counts=("num_buckets", "num_postings", "data_bytes"),
+    version=2,
+    counts=("num_terms", "num_docs", "words_per_sketch", "data_bytes"),
 )
+_MORE, _GROUP, _SEVEN = np.uint64(0x80), np.uint64(0x7F), np.uint64(7)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PostingLists:
-    """The docs of each bucket: `offsets` `(num_buckets + 1,)` uint64 into `data` `(size_bytes,)` uint8."""
+    """The list of `terms[i]` takes the bytes `offsets[i] .. offsets[i + 1]` of `data` `(data_bytes,)` uint8.
 
+    `terms` `(num_terms,)` ascend and are distinct, `offsets` are `(num_terms + 1,)`, `docs` `(n,)` ascending, with
+    `sketches` `(n, words_per_sketch)`; all uint64. Lists hold rows of `docs`, ascending.
+    """
+
+    terms: NDArray[np.uint64]
     offsets: NDArray[np.uint64]
+    docs: NDArray[np.uint64]
+    sketches: NDArray[np.uint64]
     data: NDArray[np.uint8]
 
-    def __post_init__(self) -> None:
-        if self.offsets.ndim != 1 or self.offsets.size == 0 or self.data.ndim != 1:
-            raise ParameterError(
-                f"offsets {self.offsets.shape} and data {self.data.shape} must be (num_buckets + 1,) and (size_bytes,)"
-            )
-        if self.offsets[0] != 0 or self.offsets[-1] != self.data.size:
-            raise ParameterError(
-                f"offsets run from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to data.size={self.data.size}"
-            )
+    @classmethod
+    def of(cls, postings: TermPostings) -> PostingLists:
+        """The lists that hold some postings."""
+        first = np.flatnonzero(starts_of_runs(postings.terms))
+        rows = postings.doc_rows.astype(np.uint64)
+        values = gaps(rows)
+        values[first] = rows[first]
+        ends = np.append(np.uint64(0), np.cumsum(encoded_sizes(values), dtype=np.uint64))
+        offsets = np.append(ends[first], ends[-1])
+        return cls(postings.terms[first], offsets, postings.docs, postings.sketches, encode(values))
+
+    def frame(self) -> list[bytes | memoryview]:
+        """The buffers, one after the other, of the frame that `from_frame` reads."""
+        counts = [self.terms.size, self.docs.size, self.sketches.shape[1], self.data.size]
+        words = [values.astype("<u8", copy=False) for values in (self.terms, self.offsets, self.docs, self.sketches)]
+        return POSTING_LISTS.buffers(counts, [*words, self.data])
 
     @classmethod
-    def build(
-        cls, bucket_of_each_pair: NDArray[np.uint64], doc_of_each_pair: NDArray[np.uint64], num_buckets: int
-    ) -> PostingLists:
-        """Lists from `(m,)` uint64 pairs of bucket and doc in any order; a pair given twice counts once.
+    def from_frame(cls, frame: FrameBytes, *, is_verified: bool = False) -> PostingLists:
+        """Lists that share the memory of `frame`, bytes or a memory map.
 
-        Raises ParameterError for arrays of different length and buckets outside `0..num_buckets - 1`.
+        Raises FormatError for a frame that is damaged or truncated. Of one that `is_verified` the checksum is not
+        read, which would read it all; lists are checked when they are read.
         """
-        if bucket_of_each_pair.shape != doc_of_each_pair.shape or bucket_of_each_pair.ndim != 1:
-            raise ParameterError(
-                f"buckets {bucket_of_each_pair.shape} and docs {doc_of_each_pair.shape} must be equal (m,)"
-            )
-        if not 0 <= num_buckets <= MAX_BUCKETS:
-            raise ParameterError(f"num_buckets={num_buckets} is out of range 0..{MAX_BUCKETS}")
-        if bucket_of_each_pair.size and int(bucket_of_each_pair.max()) >= num_buckets:
-            raise ParameterError(
-                f"bucket {int(bucket_of_each_pair.max())} is out of range 0..{num_buckets - 1}; "
-                f"strip the table's number from the term"
-            )
-        buckets, docs = sort_by_keys(
-            bucket_of_each_pair.astype(np.uint64, copy=False), doc_of_each_pair.astype(np.uint64, copy=False)
+        counts, body = POSTING_LISTS.unpack(frame, is_verified=is_verified)
+        num_terms, num_docs, words_per_sketch, data_bytes = counts
+        if not 1 <= words_per_sketch <= MAX_WORDS_PER_SKETCH:
+            raise FormatError(f"words_per_sketch={words_per_sketch} of posting lists is out of range; they are damaged")
+        num_words = [num_terms, num_terms + 1, num_docs, num_docs * words_per_sketch]
+        *words, data = POSTING_LISTS.split(body, [*(8 * number for number in num_words), data_bytes])
+        terms, offsets, docs, sketches = (np.frombuffer(section, "<u8") for section in words)
+        return cls(terms, offsets, docs, sketches.reshape(num_docs, words_per_sketch), data)
+
+    def rows_of(
+        self, terms: NDArray[np.uint64], *, removed_docs: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """The rows `(m,)` of each of `terms` `(k,)`, ascending and distinct, and where each one's end, `(k,)`.
+
+        `removed_docs`, ascending, are left out. Raises FormatError for damaged lists.
+        """
+        places = _places_of(terms, self.terms)
+        starts, ends = self.offsets[places], self.offsets[np.minimum(places + 1, self.offsets.size - 1)]
+        if np.any(starts > ends) or np.any(ends > self.data.size):
+            raise FormatError("a posting list ends before it starts, or behind all; the lists are damaged")
+        rows = np.empty(int((ends - starts).sum()), np.uint32)
+        row_ends = np.empty(terms.size, np.int64)
+        is_removed = (
+            np.isin(self.docs, removed_docs, assume_unique=True) if removed_docs.size else np.zeros(0, np.bool_)
         )
-        is_new = starts_of_runs(buckets, docs)
-        buckets, docs = buckets[is_new], docs[is_new]
-        values = np.where(starts_of_runs(buckets), docs, gaps(docs))
-        bytes_of_bucket = np.zeros(num_buckets + 1, dtype=np.uint64)
-        np.add.at(bytes_of_bucket, buckets.astype(np.int64) + 1, encoded_sizes(values).astype(np.uint64))
-        return cls(np.cumsum(bytes_of_bucket, dtype=np.uint64), encode(values))
+        num_rows = _decode_lists(self.data, starts, ends, self.docs.size, is_removed, rows, row_ends)
+        if num_rows < 0:
+            raise FormatError("a posting list does not hold whole, distinct, ascending rows; the lists are damaged")
+        return row_ends, rows[:num_rows]
 
-    @property
-    def num_buckets(self) -> int:
-        """How many buckets there are, empty ones included."""
-        return self.offsets.size - 1
+    def postings_of(self, terms: NDArray[np.uint64]) -> TermPostings:
+        """The postings of some terms, ascending and distinct, with all docs; raises FormatError for damaged lists."""
+        ends, rows = self.rows_of(terms, removed_docs=np.empty(0, np.uint64))
+        counts = np.diff(ends, prepend=0)
+        return checked_postings(np.repeat(terms, counts), rows.astype(np.int64), self.docs, self.sketches)
 
-    def __len__(self) -> int:
-        return self.num_buckets
-
-    def __getitem__(self, bucket: int) -> NDArray[np.uint64]:
-        """The docs of `bucket`, ascending; raises IndexError outside `0..num_buckets - 1`."""
-        if not 0 <= bucket < self.num_buckets:
-            raise IndexError(f"bucket {bucket} is out of range 0..{self.num_buckets - 1}")
-        codes = self.data[int(self.offsets[bucket]) : int(self.offsets[bucket + 1])]
-        return decode_sorted(codes, int(_num_ends(codes)))
-
-    def to_bytes(self) -> bytes:
-        """The frame that `from_bytes` reads."""
-        counts = [self.num_buckets, int(_num_ends(self.data)), self.data.size]
-        return POSTING_LISTS.pack(counts, [self.offsets.astype("<u8", copy=False), self.data])
-
-    @classmethod
-    def from_bytes(cls, frame: FrameBytes) -> PostingLists:
-        """Lists that share the memory of `frame` (bytes or a memory map), checked to the last byte.
-
-        Raises FormatError for a damaged or truncated frame, and for lists that are not ascending.
-        """
-        (num_buckets, num_postings, data_bytes), body = POSTING_LISTS.unpack(frame)
-        offsets_bytes, data = POSTING_LISTS.split(body, [8 * (num_buckets + 1), data_bytes])
-        offsets = np.frombuffer(offsets_bytes, dtype="<u8")
-        try:
-            lists = cls(offsets, data)
-        except ParameterError as error:
-            raise FormatError(f"a file of posting lists is damaged: {error}") from error
-        if np.any(offsets[1:] < offsets[:-1]):
-            bucket = int(np.argmax(offsets[1:] < offsets[:-1]))
-            raise FormatError(f"the posting list of bucket {bucket} ends before it starts; the file is damaged")
-        bucket = int(_first_bad_bucket(offsets, data, decode(data, num_postings)))
-        if bucket >= 0:
-            raise FormatError(f"posting list of bucket {bucket} does not hold whole, distinct, ascending docs")
-        return lists
+    def postings(self) -> TermPostings:
+        """All postings; raises FormatError for damaged lists."""
+        return self.postings_of(self.terms)
 
 
 @njit(cache=True, nogil=True)
-def _num_ends(data: NDArray[np.uint8]) -> int:
-    num_ends = 0
-    for i in range(data.size):
-        num_ends += data[i] < 0x80
-    return num_ends
+def _places_of(wanted: NDArray[np.uint64], terms: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The place of each of `wanted` among `terms`, both ascending; the number of terms for one that is not there.
+
+    Exponential search from the place before: few steps for many terms, few terms looked at for a few.
+    """
+    places = np.empty(wanted.size, np.int64)
+    place = 0
+    for i in range(wanted.size):
+        low, step = place, 1
+        while low + step < terms.size and terms[low + step] < wanted[i]:
+            low += step
+            step *= 2
+        high = min(low + step, terms.size)
+        while low < high:
+            middle = (low + high) // 2
+            if terms[middle] < wanted[i]:
+                low = middle + 1
+            else:
+                high = middle
+        place = low
+        places[i] = place if place < terms.size and terms[place] == wanted[i] else terms.size
+    return places
 
 
 @njit(cache=True, nogil=True)
-def _first_bad_bucket(offsets: NDArray[np.uint64], data: NDArray[np.uint8], values: NDArray[np.uint64]) -> int:
-    """The first bucket that cuts a code, holds a doc twice, or overflows 64 bits; -1 if all are sound."""
-    position = 0
-    for bucket in range(offsets.size - 1):
-        start, end = np.int64(offsets[bucket]), np.int64(offsets[bucket + 1])
-        if end > start and data[end - 1] >= 0x80:
-            return bucket
-        num_docs = _num_ends(data[start:end])
-        doc = np.uint64(0)
-        for i in range(num_docs):
-            gap = values[position + i]
-            if i and (gap == 0 or doc + gap < doc):
-                return bucket
-            doc += gap
-        position += num_docs
-    return -1
+def _decode_lists(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    data: NDArray[np.uint8],
+    starts: NDArray[np.uint64],
+    ends: NDArray[np.uint64],
+    num_docs: int,
+    is_removed: NDArray[np.bool_],
+    rows: NDArray[np.uint32],
+    row_ends: NDArray[np.int64],
+) -> np.int64:
+    """Fills `rows` with those of each list and `row_ends` with where they end; returns how many there are.
+
+    -1 where a list holds a row twice, a row of no doc, or a code that is not whole. `is_removed` tells which rows to
+    leave out, none where it is empty.
+    """
+    num_rows = np.uint64(0)
+    for i in range(starts.size):
+        position, end, row = starts[i], ends[i], np.uint64(0)
+        while position < end:
+            is_first = position == starts[i]
+            byte = np.uint64(data[position])
+            position += np.uint64(1)
+            gap, shift = byte & _GROUP, _SEVEN
+            while byte >= _MORE:
+                if position == end or shift > np.uint64(28):
+                    return np.int64(-1)
+                byte = np.uint64(data[position])
+                position += np.uint64(1)
+                gap |= (byte & _GROUP) << shift
+                shift += _SEVEN
+            row += gap
+            is_overlong = byte == 0 and shift > _SEVEN
+            if row >= np.uint64(num_docs) or is_overlong or (gap == 0 and not is_first):
+                return np.int64(-1)
+            rows[num_rows] = np.uint32(row)
+            num_rows += np.uint64(is_removed.size == 0 or not is_removed[row])
+        row_ends[i] = np.int64(num_rows)
+    return np.int64(num_rows)

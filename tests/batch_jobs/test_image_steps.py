@@ -37,10 +37,13 @@ def by_doc(run: Run) -> list[tuple[int, bytes]]:
 
 
 def rows_of(workspace: Path) -> dict[str, list[str]]:
-    """The rows of all tables but the blocks, in an order of their own."""
+    """The rows of all tables but the blocks, in an order of their own, and the bytes of posting lists."""
     tables = [table for table in (workspace / "steps").glob("*/*") if table.is_dir() and "_blocks" not in table.name]
     return {
-        f"{table.parent.name.split('-')[0]}/{table.name}": sorted(map(str, pq.read_table(table).to_pylist()))
+        f"{table.parent.name.split('-')[0]}/{table.name}": [
+            file.read_bytes().hex() for file in sorted(table.glob("*.lists"))
+        ]
+        or sorted(map(str, pq.read_table(table).to_pylist()))
         for table in tables
     }
 

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
+from batch_jobs.errors import WorkspaceError
 from batch_jobs.make_terms import (
     DOCS_PER_BLOCK,
     binary_rows,
@@ -16,6 +18,8 @@ from batch_jobs.make_terms import (
     embedding_rows,
     hash_batches,
     make_folders,
+    merge_part,
+    read_lists,
     read_row_groups,
     row_group_shares,
     write_hashed,
@@ -108,3 +112,43 @@ def test_a_share_that_is_hashed_again_makes_the_same_files(tmp_path: Path) -> No
 
     assert contents[0] == contents[1]
     assert len(contents[0]) == 1 + 1 + 2
+
+
+def test_the_blocks_of_a_part_become_its_lists(tmp_path: Path) -> None:
+    """The lists hold the postings of all blocks of the part; a part that no image has a term of has empty ones."""
+    folder = write_embeddings(tmp_path / "embeddings", rows_of_files=[9], row_group_size=3)
+    params = TermParams(num_tables=3, dim=4, num_polytopes=1, polytope_dim=4)
+    make_folders(tmp_path, num_parts=3)
+    (tmp_path / "posting_lists").mkdir()
+    (share,), _ = row_group_shares(str(folder))
+    rows = list(hash_batches(read_row_groups(share), params=params, num_parts=2, num_docs=9))
+    for number in range(2):
+        write_hashed(iter(rows), tmp_path, number=number)
+    merged = [merge_part(part, folder=tmp_path).to_pylist()[0] for part in range(3)]
+    blocks = [block for row in rows for block in row["block"].to_pylist() if block is not None]
+
+    for part in range(2):
+        assert merged[part] == {"part": part, "block_bytes": 2 * len(blocks[part])}
+        expected, postings = (
+            decode_term_blocks([blocks[part]]),
+            read_lists(str(tmp_path / "posting_lists"), part).postings(),
+        )
+        for name in ("terms", "doc_rows", "docs", "sketches"):
+            np.testing.assert_array_equal(getattr(postings, name), getattr(expected, name))
+    assert merged[2]["block_bytes"] == 0
+    assert read_lists(str(tmp_path / "posting_lists"), 2, is_verified=False).terms.size == 0
+
+
+def test_a_file_of_lists_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    """The operator reads which file it is and what to do; a flipped bit is seen where the checksum is read."""
+    with pytest.raises(WorkspaceError, match=r"part-00000\.lists cannot be read .*restore it"):
+        read_lists(str(tmp_path), 0)
+    make_folders(tmp_path, num_parts=1)
+    (tmp_path / "posting_lists").mkdir()
+    merge_part(0, folder=tmp_path)
+    path = tmp_path / "posting_lists" / "part-00000.lists"
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(content)
+        with pytest.raises(WorkspaceError, match=r"part-00000\.lists cannot be read .*restore it"):
+            read_lists(str(tmp_path / "posting_lists"), 0, is_verified=False)

@@ -128,10 +128,11 @@ def canonicals(workspace: Path) -> dict[str, str]:
     return {**{image_id: image_id for image_id in images}, **{row["image_id"]: row["canonical_id"] for row in rows}}
 
 
-def tables_of(workspace: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every table of every step, by its path."""
+def tables_of(workspace: Path) -> dict[str, Any]:
+    """The rows of every table of every step, and the bytes of posting lists, by their paths."""
     paths = sorted({file.parent for file in (workspace / "steps").rglob("*.parquet")})
-    return {
+    lists = sorted((workspace / "steps").rglob("*.lists"))
+    return {str(path.relative_to(workspace)): path.read_bytes() for path in lists} | {
         str(path.relative_to(workspace)): [
             row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file, partitioning=None).to_pylist()
         ]
@@ -538,5 +539,5 @@ def test_a_run_in_a_workspace_of_another_format_is_refused(tmp_path: Path) -> No
     corpus.add(5)
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace" / "workspace.json").write_text(json.dumps({"format_version": 1, "terms": {"tables": 3}}))
-    with pytest.raises(WorkspaceError, match="format version 1, this program writes 2"):
+    with pytest.raises(WorkspaceError, match="format version 1, this program writes 3"):
         run_pipeline(settings(corpus.write(tmp_path / "given.npz"), tmp_path / "workspace", terms=None))

@@ -38,11 +38,11 @@ def test_steps_can_be_submitted_one_after_the_other(tmp_path: Path) -> None:
     arguments = ("--source", str(given), "--workspace", str(tmp_path / "ws"), "--min-score", "0.9")
     first = spark_submit("make_terms.py", *arguments)
     assert first.returncode == 0, first.stderr
-    term_blocks = Path(json.loads(first.stdout)["outputs"]["term_blocks"])
-    written = term_blocks.stat().st_mtime_ns
+    posting_lists = Path(json.loads(first.stdout)["outputs"]["posting_lists"])
+    written = posting_lists.stat().st_mtime_ns
     second = spark_submit("pipeline.py", *arguments)
     assert second.returncode == 0, second.stderr
-    assert term_blocks.stat().st_mtime_ns == written
+    assert posting_lists.stat().st_mtime_ns == written
     clusters = pq.read_table(json.loads(second.stdout)["outputs"]["clusters"]).to_pylist()
     assert sorted((row["image_id"], row["size"]) for row in clusters) == [(f"i{row}", 2) for row in range(10)]
 

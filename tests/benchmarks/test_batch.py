@@ -38,12 +38,13 @@ def test_recall_is_counted_in_bands_of_cosine() -> None:
 
 
 def test_blocks_in_files_count_as_shuffled(tmp_path: Path) -> None:
-    """Term blocks and pair blocks of every step count, codes and edges do not."""
-    for name in ("terms-1/term_blocks/part=0/0", "terms-2/term_blocks/part=1/0", "terms-1/codes/0", "select-1/edges/0"):
+    """Term blocks, as they were counted before they were merged, and pair blocks of every step; codes and edges not."""
+    for name in ("candidates-1/pair_blocks/0", "candidates-2/pair_blocks/0", "terms-1/codes/0", "select-1/edges/0"):
         path = tmp_path / "steps" / f"{name}.parquet"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"12345")
-    assert block_bytes(tmp_path) == 10
+    (tmp_path / "steps" / "terms-1" / "commit.json").write_text('{"stats": {"block_bytes": 7}}')
+    assert block_bytes(tmp_path) == 17
 
 
 def test_contenders_that_do_not_survive_a_size_get_their_own() -> None:

@@ -65,14 +65,16 @@ def test_pair_block_example_is_what_encoding_writes() -> None:
 
 
 def test_posting_lists_example_decodes() -> None:
-    """The worked posting lists decode to the docs that the text names."""
-    lists = PostingLists.from_bytes(worked_example("posting-lists"))
+    """The worked posting lists decode to the postings of the worked term block."""
+    postings = PostingLists.from_frame(worked_example("posting-lists")).postings()
+    expected = decode_term_blocks([worked_example("term-block")])
 
-    assert [lists[bucket].tolist() for bucket in range(lists.num_buckets)] == [[300], [], [5, 6, 200]]
+    for name in ("terms", "doc_rows", "docs", "sketches"):
+        assert getattr(postings, name).tolist() == getattr(expected, name).tolist()
 
 
 def test_posting_lists_example_is_what_encoding_writes() -> None:
-    """Building the lists that the text names writes the worked posting lists."""
-    buckets, docs = np.array([2, 0, 2, 2], dtype=np.uint64), np.array([6, 300, 5, 200], dtype=np.uint64)
+    """The lists of the worked term block are the worked posting lists."""
+    lists = PostingLists.of(decode_term_blocks([worked_example("term-block")]))
 
-    assert PostingLists.build(buckets, docs, 3).to_bytes() == worked_example("posting-lists")
+    assert b"".join(lists.frame()) == worked_example("posting-lists")

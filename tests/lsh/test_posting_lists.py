@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,125 +13,140 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lsh.errors import FormatError, ParameterError
+from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
+from lsh.errors import FormatError
 from lsh.posting_lists import POSTING_LISTS, PostingLists
 
-NUM_BUCKETS = 12
-doc = st.integers(0, 5) | st.integers(0, 300) | st.integers(0, 2**64 - 1)
-pairs_of_bucket_and_doc = st.lists(st.tuples(st.integers(0, NUM_BUCKETS - 1), doc), max_size=60)
+NONE = np.empty(0, np.uint64)
+term = st.integers(0, 40) | st.integers(2**63, 2**64 - 1)
+docs_and_terms = st.dictionaries(st.integers(0, 400), st.lists(term, min_size=2, max_size=2), max_size=40)
 
 
-def build(pairs: list[tuple[int, int]]) -> PostingLists:
-    buckets = np.array([pair[0] for pair in pairs], dtype=np.uint64)
-    return PostingLists.build(buckets, np.array([pair[1] for pair in pairs], dtype=np.uint64), NUM_BUCKETS)
+def words(values: Any) -> NDArray[np.uint64]:
+    return np.array(values, dtype=np.uint64)
 
 
-def contents(lists: PostingLists) -> list[list[int]]:
-    return [lists[bucket].tolist() for bucket in range(len(lists))]
+def postings_of(terms_of_doc: dict[int, list[int]]) -> TermPostings:
+    docs = sorted(terms_of_doc)
+    terms = words([terms_of_doc[doc] for doc in docs]).reshape(-1, 2)
+    sketches = words([[doc, 2**64 - 1 - doc] for doc in docs]).reshape(-1, 2)
+    return decode_term_blocks(encode_term_blocks(terms, words(docs), sketches, num_partitions=1) if docs else [])
 
 
-def frame_of(offsets: list[int], data: list[int], *, num_postings: int) -> bytes:
-    """A frame with a right checksum around whatever content."""
-    sections: list[NDArray[np.generic]] = [np.array(offsets, dtype="<u8"), np.array(data, dtype=np.uint8)]
-    return POSTING_LISTS.pack([len(offsets) - 1, num_postings, len(data)], sections)
+def lists_of(terms_of_doc: dict[int, list[int]]) -> PostingLists:
+    return PostingLists.of(postings_of(terms_of_doc))
 
 
-@given(pairs_of_bucket_and_doc)
-def test_lists_equal_sorted_sets(pairs: list[tuple[int, int]]) -> None:
-    """A bucket's list is the sorted set of docs paired with it, whatever their order and repetition."""
-    expected = [sorted({doc for bucket, doc in pairs if bucket == number}) for number in range(NUM_BUCKETS)]
-
-    assert contents(build(pairs)) == expected
+def frame_of(lists: PostingLists) -> bytes:
+    return b"".join(lists.frame())
 
 
-@given(pairs_of_bucket_and_doc)
-def test_lists_survive_their_bytes(pairs: list[tuple[int, int]]) -> None:
-    """Lists read from the bytes they were written to are the same, and write the same bytes again."""
-    lists = build(pairs)
-    again = PostingLists.from_bytes(lists.to_bytes())
-
-    assert contents(again) == contents(lists)
-    assert again.to_bytes() == lists.to_bytes()
+def assert_same(actual: TermPostings, expected: TermPostings) -> None:
+    for name in ("terms", "doc_rows", "docs", "sketches"):
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
-def test_lists_of_no_buckets_are_lists() -> None:
-    """Zero buckets and zero pairs build, write and read."""
-    nothing = np.empty(0, dtype=np.uint64)
+@given(docs_and_terms)
+def test_lists_survive_their_bytes(terms_of_doc: dict[int, list[int]]) -> None:
+    """Lists read from the bytes they were written to hold the same postings, and write the same bytes again."""
+    expected = postings_of(terms_of_doc)
+    lists = PostingLists.from_frame(frame_of(PostingLists.of(expected)))
 
-    assert len(PostingLists.from_bytes(PostingLists.build(nothing, nothing, 0).to_bytes())) == 0
-
-
-def test_offsets_in_a_frame_are_aligned() -> None:
-    """Offsets start at a multiple of 8 bytes, so that a memory map of the frame needs no copy."""
-    frame = np.frombuffer(build([(1, 5)]).to_bytes(), dtype=np.uint8)
-    offsets = PostingLists.from_bytes(frame).offsets
-
-    assert np.shares_memory(offsets, frame)
-    assert offsets.flags.aligned
+    assert_same(lists.postings(), expected)
+    assert frame_of(lists) == frame_of(PostingLists.of(expected))
 
 
-@pytest.mark.parametrize("bucket", [-1, NUM_BUCKETS])
-def test_a_bucket_out_of_range_raises(bucket: int) -> None:
-    """Only buckets 0 to num_buckets - 1 can be read; there is no counting from the end."""
-    with pytest.raises(IndexError, match=rf"bucket {bucket} is out of range 0..{NUM_BUCKETS - 1}"):
-        build([])[bucket]
+@given(docs_and_terms, st.sets(term, max_size=8), st.sets(st.integers(0, 400)))
+def test_lists_of_some_terms_are_those_of_a_scan(
+    terms_of_doc: dict[int, list[int]], wanted: set[int], removed: set[int]
+) -> None:
+    """The docs of each term that is asked for, there or not, are those that have it and were not removed."""
+    wanted |= {terms[0] for terms in list(terms_of_doc.values())[::3]}
+    asked = sorted(wanted)
+    lists = lists_of(terms_of_doc)
+    ends, rows = lists.rows_of(words(asked), removed_docs=words(sorted(removed)))
+    found = [docs.tolist() for docs in np.split(lists.docs[rows], ends[:-1])] if asked else []
+
+    assert found == [
+        [doc for doc in sorted(terms_of_doc) if one in terms_of_doc[doc] and doc not in removed] for one in asked
+    ]
 
 
-def test_pairs_that_do_not_fit_raise() -> None:
-    """A bucket too large, lengths that differ and a negative number of buckets raise ParameterError."""
-    one = np.ones(1, dtype=np.uint64)
-    with pytest.raises(ParameterError, match=r"bucket 1 is out of range 0\.\.0"):
-        PostingLists.build(one, one, 1)
-    with pytest.raises(ParameterError, match="must be equal"):
-        PostingLists.build(one, one[:0], 2)
-    with pytest.raises(ParameterError, match="num_buckets=-1"):
-        PostingLists.build(one, one, -1)
+def test_few_terms_of_many_are_found() -> None:
+    """First, last, neighbouring and missing terms, near and far from one another."""
+    postings = TermPostings(words(range(0, 3000, 3)), np.zeros(1000, np.int64), words([7]), words([[1]]))
+    asked = [0, 1, 3, 6, 1500, 1501, 2994, 2997, 2998, 5000]
+    ends, _ = PostingLists.of(postings).rows_of(words(asked), removed_docs=NONE)
+
+    assert np.diff(ends, prepend=0).tolist() == [int(one % 3 == 0 and one < 3000) for one in asked]
+
+
+def test_sections_in_a_frame_are_aligned() -> None:
+    """Words start at a multiple of 8 bytes, so that a memory map of the frame needs no copy."""
+    frame = np.frombuffer(frame_of(lists_of({5: [1, 2], 9: [2, 3]})), dtype=np.uint8)
+    lists = PostingLists.from_frame(frame)
+
+    for section in (lists.terms, lists.offsets, lists.docs, lists.sketches):
+        assert np.shares_memory(section, frame)
+        assert section.flags.aligned
 
 
 def test_every_flipped_bit_raises() -> None:
-    """Posting lists with any one bit flipped raise FormatError."""
-    frame = build([(0, 300), (2, 5), (2, 200)]).to_bytes()
+    """Posting lists with any one bit flipped raise FormatError where the checksum is read."""
+    frame = frame_of(lists_of({5: [3, 3], 300: [3, 200]}))
     for bit in range(8 * len(frame)):
         damaged = bytearray(frame)
         damaged[bit // 8] ^= 1 << (bit % 8)
         with pytest.raises(FormatError):
-            PostingLists.from_bytes(damaged)
+            PostingLists.from_frame(damaged)
 
 
 def test_every_truncation_raises() -> None:
-    """Posting lists cut at any byte, or with bytes after them, raise FormatError."""
-    frame = build([(0, 300), (2, 5), (2, 200)]).to_bytes()
-    for size in range(len(frame)):
+    """Posting lists cut at any byte, or with bytes after them, raise FormatError, whether their checksum is read."""
+    frame = frame_of(lists_of({5: [3, 3], 300: [3, 200]}))
+    for is_verified in (False, True):
+        for size in range(len(frame)):
+            with pytest.raises(FormatError):
+                PostingLists.from_frame(frame[:size], is_verified=is_verified)
         with pytest.raises(FormatError):
-            PostingLists.from_bytes(frame[:size])
-    with pytest.raises(FormatError):
-        PostingLists.from_bytes(frame + b"\0")
+            PostingLists.from_frame(frame + b"\0", is_verified=is_verified)
 
 
 @pytest.mark.parametrize(
-    ("offsets", "data", "num_postings", "message"),
+    ("changed", "message"),
     [
-        ([0, 2], [5, 0], 2, "bucket 0 does not hold"),
-        ([0, 1, 2], [0x85, 1], 1, "bucket 0 does not hold"),
-        ([0, 2, 1, 3], [1, 2, 3], 3, "bucket 1 ends before it starts"),
-        ([0, 1], [1, 2], 2, "offsets run from 0 to 1, expected 0 to data.size=2"),
-        ([1, 2], [1, 2], 2, "offsets run from 1 to 2"),
-        ([0, 2], [1, 2], 3, "hold 2 values, expected 3"),
-        ([0, 11], [*[0xFF] * 9, 1, 1], 2, "bucket 0 does not hold"),
+        ({"data": [0, 0, 1]}, "whole, distinct, ascending"),
+        ({"data": [0, 5, 1]}, "whole, distinct, ascending"),
+        ({"data": [0x80, 0, 1]}, "whole, distinct, ascending"),
+        ({"data": [0, 0x81, 1]}, "whole, distinct, ascending"),
+        ({"data": [*[0xFF] * 6, 1], "offsets": [0, 6, 7]}, "whole, distinct, ascending"),
+        ({"offsets": [0, 4, 3]}, "behind all"),
+        ({"offsets": [2, 0, 3]}, "ends before it starts"),
     ],
 )
-def test_unsound_lists_with_a_right_checksum_raise(
-    offsets: list[int], data: list[int], num_postings: int, message: str
-) -> None:
-    """Repeated docs, cut codes, falling offsets, wrong counts and overflowing docs raise FormatError."""
+def test_damaged_lists_raise_when_they_are_read(changed: dict[str, list[int]], message: str) -> None:
+    """Repeated rows, rows of no doc, cut or long codes and wrong offsets, of lists whose checksum nobody has read."""
+    whole = lists_of({5: [3, 3], 300: [3, 200]})
+    dtypes = {"data": np.uint8, "offsets": np.uint64}
+    damaged = replace(whole, **{name: np.array(values, dtypes[name]) for name, values in changed.items()})
+    lists = PostingLists.from_frame(frame_of(damaged), is_verified=True)
+
     with pytest.raises(FormatError, match=message):
-        PostingLists.from_bytes(frame_of(offsets, data, num_postings=num_postings))
+        lists.postings()
+
+
+@pytest.mark.parametrize("words_per_sketch", [0, 65])
+def test_sketches_of_no_length_raise(words_per_sketch: int) -> None:
+    """A number of words that no sketch has raises FormatError."""
+    frame = POSTING_LISTS.pack([0, 0, words_per_sketch, 0], [words([0])])
+    with pytest.raises(FormatError, match="words_per_sketch"):
+        PostingLists.from_frame(frame)
 
 
 def test_a_huge_count_with_a_right_checksum_raises() -> None:
     """A count that no memory could hold raises FormatError before anything is allocated."""
-    body = struct.pack("<3Q", 2**61, 2**60, 2**60)
-    frame = struct.pack("<4sIII", b"NDPL", 1, 3, zlib.crc32(body)) + body
+    body = struct.pack("<4Q", 2**61, 2**60, 4, 2**60)
+    frame = struct.pack("<4sIII", b"NDPL", 2, 4, zlib.crc32(body)) + body
 
     with pytest.raises(FormatError, match="found 0"):
-        PostingLists.from_bytes(frame)
+        PostingLists.from_frame(frame)
