@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import Contents, contents_of
+from batch_jobs.assignments import read_members
+from batch_jobs.contents import Contents, contents_of
 from batch_jobs.embed_views import FIRST_VIEW
 from batch_jobs.errors import BatchError, WorkspaceError
 from batch_jobs.make_terms import binary_values, embedding_rows
@@ -63,7 +62,6 @@ class IndexedRun:
     """
 
     whole: Known
-    clusters: Path
     scorer: Path
     embedder_digest: str
     dim: int
@@ -128,7 +126,7 @@ def _remember(workspace: Workspace, run: IndexedRun, generation_id: str) -> None
     """Mark the run that a generation was made of, which is then not removed while the generation is there."""
     for record in list_records(workspace.folder)[0]:
         clustered = record.step("cluster")
-        if clustered is not None and clustered.folder_name == run.clusters.parent.name:
+        if clustered is not None and clustered.folder_name == Path(run.whole.assignments[-1]).parent.name:
             generation_marker(workspace.folder, record.run_id, generation_id).touch()
 
 
@@ -151,8 +149,8 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
             workspace.steps_folder.glob("cluster-*/commit.json"), key=lambda path: path.stat().st_mtime_ns
         )
     else:
-        clusters = find_record(workspace.folder, run_id).table(workspace.folder, "cluster", "clusters")
-        committed = [clusters.parent / "commit.json"]
+        assignments = find_record(workspace.folder, run_id).table(workspace.folder, "cluster", "assignments")
+        committed = [assignments.parent / "commit.json"]
     for commit in reversed(committed):
         clustered = _step_inputs(commit)
         if IN_NIGHTS_ONLY in clustered:
@@ -170,8 +168,8 @@ def find_run(workspace: Workspace, *, min_score: float | None, run_id: str | Non
                 view_codes=(str(workspace.steps_folder / f"view_terms-{compared['view_terms']}" / "codes"),)
                 if compared
                 else (),
+                assignments=(str(commit.parent / "assignments"),),
             ),
-            clusters=commit.parent / "clusters",
             scorer=workspace.steps_folder / f"select-{clustered['select']}",
             embedder_digest=embedded["embedder"],
             dim=hashed["terms"]["dim"],
@@ -189,7 +187,6 @@ def _night_run(workspace: Workspace, night: Night) -> IndexedRun:
     compared = night.segments.get("compare")
     return IndexedRun(
         whole=known_of(workspace.folder, night),
-        clusters=workspace.steps_folder / f"cluster-{night.clusters}" / "clusters",
         scorer=workspace.steps_folder / f"select-{night.segments['select'][-1]}",
         embedder_digest=night.settings["embedder"],
         dim=night.settings["terms"]["dim"],
@@ -237,13 +234,8 @@ def write_generation(
     copies = np.flatnonzero(original_rows != np.arange(docs.size))
     writer.share_codes(copies, original_rows[copies])
     writer.write_image_ids(image_id for chunk in images["image_id"].chunks for image_id in _texts(chunk))
-    clusters = pq.read_table(run.clusters, columns=["image_id", "canonical_id"])
-    image_ids = images["image_id"].combine_chunks()
-    members, canonicals = (
-        pc.index_in(clusters[column], value_set=image_ids).to_numpy().astype(np.int64)
-        for column in ("image_id", "canonical_id")
-    )
-    writer.write_clusters(members, canonicals)
+    members = read_members(run.whole, docs).arranged
+    writer.write_clusters(members.docs, members.canonical_docs)
     return writer.finish()
 
 

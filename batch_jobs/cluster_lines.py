@@ -1,4 +1,4 @@
-"""The rows of `clusters` as lines of CSV and of JSON, a column at a time: a night writes those of the whole corpus.
+"""The rows of `clusters` as lines of CSV and of JSON, a column at a time, for there are many.
 
 CSV as in RFC 4180, with fields quoted where they need it; JSON as one object a line. Scores have six digits, what a
 float32 holds.
@@ -39,6 +39,11 @@ def json_lines(rows: pa.RecordBatch) -> pa.Array:
     image_key, canonical_key, score_key, *other_keys = keys
     quoted = (image_key + '"', f'"{canonical_key}"', f'"{score_key}', *other_keys, "}\n")
     return _joined(quoted, [*(rows[name] for name in ID_COLUMNS), *others])
+
+
+def id_lines(rows: pa.RecordBatch) -> pa.Array:
+    """One line of CSV for each image id."""
+    return pc.binary_join_element_wise(_csv_ids(rows["image_id"]), "\n", "")
 
 
 def _joined(constants: Sequence[str], texts: Sequence[pa.Array]) -> pa.Array:

@@ -124,6 +124,16 @@ class Decisions:
         wanted = set(image_ids)
         return tuple(one for one in self.active if wanted.intersection(one.labels))
 
+    def are_named(self, image_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Which of these ids `(n,)` an active decision names."""
+        named = sorted({image_id for one in self.active for image_id in one.labels})
+        if not named:
+            return np.zeros(len(image_ids), np.bool_)
+        are: NDArray[np.bool_] = pc.is_in(
+            image_ids.cast(pa.string()), value_set=pa.array(named, pa.string())
+        ).to_numpy()
+        return are
+
     def on_docs(self, image_ids: pa.ChunkedArray, is_embedded: NDArray[np.bool_]) -> DocDecisions:
         """The active decisions on the docs `0..n-1` of these ids; images that are not there are left out.
 

@@ -1,9 +1,13 @@
-"""What a finished run hands to people: `clusters.csv`, `clusters.jsonl`, `rejects.parquet` in `runs/<run>/`."""
+"""What a finished run hands to people: `clusters.csv`, `clusters.jsonl`, `rejects.parquet` in `runs/<run>/`.
+
+A night that updates clusters hands over those that it has made or changed, whole, and in `unclustered.csv` the images
+that are in none any more.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from batch_jobs import catalogue, cluster_matches, compare_views, embed_images, find_candidates, select_matches
-from batch_jobs.cluster_lines import CSV_HEADER, csv_lines, json_lines
+from batch_jobs.assignments import read_clusters
+from batch_jobs.cluster_lines import CSV_HEADER, csv_lines, id_lines, json_lines
+from batch_jobs.errors import BatchError
 from batch_jobs.make_terms import binary_values
+from batch_jobs.nights import Known
 from batch_jobs.pipeline import Run
 from batch_jobs.workspace import Workspace, published_file
 
@@ -32,11 +39,14 @@ def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
     folder = run_folder(run, workspace)
     folder.mkdir(exist_ok=True)
     clusters = run.steps[cluster_matches.STEP].table("clusters")
-    paths = {name: folder / name for name in ("clusters.csv", "clusters.jsonl", "rejects.parquet")}
+    unclustered = run.steps[cluster_matches.STEP].table("unclustered")
+    names = ("clusters.csv", "clusters.jsonl", "unclustered.csv", "rejects.parquet")
+    paths = {name: folder / name for name in names}
     with ThreadPoolExecutor() as pool:
         written = [
-            pool.submit(_write_lines, clusters, paths["clusters.csv"], csv_lines, header=CSV_HEADER),
-            pool.submit(_write_lines, clusters, paths["clusters.jsonl"], json_lines),
+            pool.submit(_write_lines, _batches(clusters), paths["clusters.csv"], csv_lines, header=CSV_HEADER),
+            pool.submit(_write_lines, _batches(clusters), paths["clusters.jsonl"], json_lines),
+            pool.submit(_write_lines, _batches(unclustered), paths["unclustered.csv"], id_lines, header="image_id\n"),
         ]
         with published_file(paths["rejects.parquet"]) as file:
             pq.write_table(read_rejects(run), file)
@@ -46,6 +56,7 @@ def export_run(run: Run, workspace: Workspace) -> dict[str, str]:
         "clusters": clusters,
         "clusters_csv": str(paths["clusters.csv"]),
         "clusters_jsonl": str(paths["clusters.jsonl"]),
+        "unclustered_csv": str(paths["unclustered.csv"]),
         "rejects": str(paths["rejects.parquet"]),
         **{name: run.steps[step].table(name) for step, name in OWN_TABLES if step in run.steps},
     }
@@ -94,12 +105,37 @@ def count_rejects(run: Run) -> dict[str, int]:
 
 def iterate_clusters(table: str) -> Iterator[dict[str, Any]]:
     """The rows of `clusters` in their order."""
-    for batch in pyarrow.dataset.dataset(table, format="parquet").to_batches():
+    for batch in _batches(table):
         yield from batch.to_pylist()
 
 
-def _write_lines(clusters: str, path: Path, lines: Callable[[pa.RecordBatch], pa.Array], *, header: str = "") -> None:
+def export_clusters(whole: Known, path: Path) -> int:
+    """Write all clusters as CSV, JSON lines or Parquet, as the path ends; returns how many rows they have.
+
+    Raises BatchError for another ending.
+    """
+    clusters = read_clusters(whole)
+    if path.suffix == ".csv":
+        _write_lines(clusters.to_batches(), path, csv_lines, header=CSV_HEADER)
+    elif path.suffix == ".jsonl":
+        _write_lines(clusters.to_batches(), path, json_lines)
+    elif path.suffix == ".parquet":
+        with published_file(path) as file:
+            pq.write_table(clusters, file)
+    else:
+        raise BatchError(f"{path} ends in {path.suffix or 'nothing'}; clusters are written as .csv, .jsonl or .parquet")
+    return len(clusters)
+
+
+def _batches(table: str) -> Iterable[pa.RecordBatch]:
+    batches: Iterable[pa.RecordBatch] = pyarrow.dataset.dataset(table, format="parquet").to_batches()
+    return batches
+
+
+def _write_lines(
+    batches: Iterable[pa.RecordBatch], path: Path, lines: Callable[[pa.RecordBatch], pa.Array], *, header: str = ""
+) -> None:
     with published_file(path) as file:
         file.write(header.encode())
-        for batch in pyarrow.dataset.dataset(clusters, format="parquet").to_batches():
+        for batch in batches:
             file.write(binary_values(lines(batch)))

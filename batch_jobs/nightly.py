@@ -35,6 +35,7 @@ from batch_jobs import (
     make_terms,
     select_matches,
 )
+from batch_jobs.assignments import read_figures
 from batch_jobs.changes import Changes, find_changes
 from batch_jobs.decisions import read_decisions
 from batch_jobs.errors import BatchError, WorkspaceError
@@ -57,7 +58,7 @@ from batch_jobs.run_records import NIGHTLY, finish_record, remove_record
 from batch_jobs.session import Session
 from batch_jobs.settings import RunSettings, as_json, digest
 from batch_jobs.sources import Source, list_source, open_source
-from batch_jobs.workspace import KEY_LENGTH, Workspace, read_json
+from batch_jobs.workspace import KEY_LENGTH, Workspace
 from embed.embedder_dir import DTYPES
 from embed.errors import EmbedError
 from embed.views import describe_views, view_similarity
@@ -110,7 +111,8 @@ class Plan:
 class NightResults:
     """The night that counts now, its figures, and what it handed to people.
 
-    `is_new` is False where nothing had changed: then it is the night before, and nothing was written.
+    `is_new` is False where nothing had changed: then it is the night before, and nothing was written. The files of an
+    update (`is_update` among the figures) hold the clusters that it has made or changed, those of other nights all.
     """
 
     night: Night
@@ -144,6 +146,7 @@ class NightResults:
             "view_matches": self.figures.get("num_view_matches", 0),
             "min_score": night.settings["min_score"],
             "embedder_digest": night.settings["embedder"],
+            "is_update": bool(self.figures.get("is_update")),
             "seconds": dict(self.seconds),
             "outputs": dict(self.outputs),
         }
@@ -177,8 +180,7 @@ class NightPipeline(Pipeline):
         if step == embed_images.STEP:
             return catalogued.num_rows["catalogue"] > 0
         if step == cluster_matches.STEP:
-            is_decided_anew = self.decisions.digest != self.previous.decisions
-            return self.options.is_full or is_decided_anew or any(catalogued.num_rows[one] for one in CHANGING_TABLES)
+            return not self.updates_clusters or any(catalogued.num_rows[one] for one in CHANGING_TABLES)
         embedded = self.outputs.get(embed_images.STEP)
         return embedded is not None and embedded.num_rows["embeddings"] > 0
 
@@ -192,6 +194,10 @@ class NightPipeline(Pipeline):
 
     def clusters_before(self) -> Known | None:
         return None if self.options.is_full else self.known
+
+    @property
+    def updates_clusters(self) -> bool:
+        return not self.options.is_full and self.decisions.digest == self.previous.decisions
 
     def cluster_inputs(self) -> dict[str, Any]:
         selected = self.outputs.get(select_matches.STEP)
@@ -279,7 +285,7 @@ def _is_decided_anew(night: Night, workspace: Path) -> bool:
 
 
 def _unchanged(night: Night, workspace: Workspace) -> NightResults:
-    figures = read_json(workspace.steps_folder / f"cluster-{night.clusters}" / "commit.json")["stats"]
+    figures = read_figures(known_of(workspace.folder, night))
     return NightResults(night=night, is_new=False, figures=figures, rejects_by_reason={}, seconds={}, outputs={})
 
 
@@ -350,7 +356,6 @@ def _finish(pipeline: Pipeline, run: Run, previous: Night | None, changes: Chang
         num_parts=previous.num_parts if previous else run.steps[make_terms.STEP].stats["num_parts"],
         next_doc=(previous.next_doc if previous else 0) + run.num_catalogued,
         segments=_segments(previous, run),
-        clusters=clustered.key,
         counts=_counts(run, changes),
     )
     selected = run.steps.get(select_matches.STEP)
@@ -391,9 +396,12 @@ def _counts(run: Run, changes: Changes) -> NightCounts:
 
 def _segments(previous: Night | None, run: Run) -> dict[str, tuple[str, ...]]:
     before = previous.segments if previous else {}
-    return {
+    segments = {
         step: (*before.get(step, ()), *([run.steps[step].key] if step in run.steps else [])) for step in SEGMENTED_STEPS
     }
+    clustered = run.steps[cluster_matches.STEP]
+    earlier = before.get(cluster_matches.STEP, ()) if clustered.stats["is_update"] else ()
+    return {**segments, cluster_matches.STEP: (*earlier, clustered.key)}
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from batch_jobs.errors import WorkspaceError
 from batch_jobs.settings import digest
 from batch_jobs.workspace import KEY_LENGTH, StepOutput, Workspace, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CURRENT = "current.json"
 
 
@@ -55,8 +55,8 @@ class NightCounts:
 class Night:
     """One finished night. `segments` are the keys of the steps that make up the whole, oldest first, by step.
 
-    `settings` is what all nights of a workspace share, `decisions` the digest of those by hand; `clusters` is the key
-    of the step `cluster`. The run `run_id` has made it. New docs start at `next_doc`; terms lie in `num_parts` parts.
+    `settings` is what all nights of a workspace share, `decisions` the digest of those by hand. The run `run_id` has
+    made it. New docs start at `next_doc`; terms lie in `num_parts` parts.
     """
 
     number: int
@@ -68,7 +68,6 @@ class Night:
     num_parts: int
     next_doc: int
     segments: Mapping[str, tuple[str, ...]]
-    clusters: str
     counts: NightCounts
     format_version: int = FORMAT_VERSION
 
@@ -79,8 +78,7 @@ class Night:
 
     def folder_names(self) -> set[str]:
         """Its folders under `steps/`."""
-        segments = {f"{step}-{key}" for step, keys in self.segments.items() for key in keys}
-        return segments | {f"cluster-{self.clusters}"}
+        return {f"{step}-{key}" for step, keys in self.segments.items() for key in keys}
 
     def tables(self, workspace: Path, step: str, name: str) -> tuple[str, ...]:
         """The paths of a table's segments; raises WorkspaceError where one is missing."""
@@ -108,17 +106,19 @@ class Known:
     view_posting_lists: tuple[str, ...] = ()
     view_codes: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
-    assignments: str | None = None
-    crowd_edges: str | None = None
+    assignments: tuple[str, ...] = ()
+    crowd_edges: tuple[str, ...] = ()
 
     def with_outputs(self, outputs: Mapping[str, StepOutput]) -> Known:
-        """The whole once these steps of a night are committed."""
+        """The whole once these steps of a night are committed, all of them before clusters."""
 
         def extended(tables: tuple[str, ...], step: str, name: str) -> tuple[str, ...]:
             return (*tables, outputs[step].table(name)) if step in outputs else tables
 
+        catalogued = outputs.get("catalogue")
         return replace(
             self,
+            next_doc=self.next_doc + (catalogued.num_rows["catalogue"] if catalogued else 0),
             catalogues=extended(self.catalogues, "catalogue", "catalogue"),
             removed=extended(self.removed, "catalogue", "removed"),
             rewritten=extended(self.rewritten, "catalogue", "rewritten"),
@@ -138,7 +138,6 @@ def known_of(workspace: Path, night: Night | None) -> Known:
     """The tables that make up the whole after `night`."""
     if night is None:
         return KNOWN_NOTHING
-    clustered = workspace / "steps" / f"cluster-{night.clusters}"
     return Known(
         next_doc=night.next_doc,
         num_parts=night.num_parts,
@@ -151,8 +150,8 @@ def known_of(workspace: Path, night: Night | None) -> Known:
         view_posting_lists=night.tables(workspace, "view_terms", "posting_lists"),
         view_codes=night.tables(workspace, "view_terms", "codes"),
         edges=night.tables(workspace, "select", "edges") + night.tables(workspace, "compare", "view_edges"),
-        assignments=str(clustered / "assignments"),
-        crowd_edges=str(clustered / "crowd_edges"),
+        assignments=night.tables(workspace, "cluster", "assignments"),
+        crowd_edges=night.tables(workspace, "cluster", "crowd_edges"),
     )
 
 

@@ -456,6 +456,7 @@ class Pipeline:
                 whole=self.whole,
                 decisions=self.decisions,
                 before=self.clusters_before(),
+                is_update=self.updates_clusters,
                 match=select_matches.matcher(self.whole.codes, self.selection),
             )
 
@@ -466,6 +467,11 @@ class Pipeline:
     def clusters_before(self) -> Known | None:
         """Whose clusters are updated; None cuts from scratch."""
         return None
+
+    @property
+    def updates_clusters(self) -> bool:
+        """Whether only those clusters are looked at that may have changed."""
+        return False
 
     def cluster_inputs(self) -> dict[str, Any]:
         matched = {
@@ -496,8 +502,7 @@ class Pipeline:
         return DriverRunner(num_cores(), partial(self.listener.stage_progressed, stage))
 
     def _docs_per_range(self) -> int:
-        num_docs = self.known.next_doc + self.outputs[catalogue.STEP].num_rows["catalogue"]
-        docs_per_range = min(MAX_DOCS_PER_RANGE, max(1, -(-num_docs // self.num_partitions)))
+        docs_per_range = min(MAX_DOCS_PER_RANGE, max(1, -(-self.whole.next_doc // self.num_partitions)))
         if docs_per_range < select_matches.DOCS_PER_STRIP:
             return docs_per_range
         return -(-docs_per_range // select_matches.DOCS_PER_STRIP) * select_matches.DOCS_PER_STRIP

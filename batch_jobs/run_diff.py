@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import contents_of
-from batch_jobs.nights import live_images, read_columns
+from batch_jobs.assignments import read_clusters
+from batch_jobs.contents import contents_of
+from batch_jobs.nights import Known, live_images, read_columns
 from batch_jobs.run_records import RunRecord
-from batch_jobs.run_tables import whole_of
+from batch_jobs.run_tables import RunTables
 
 Numbers = NDArray[np.int64]
 
@@ -76,15 +76,12 @@ class _Side:
 
 def diff_runs(workspace: Path, before: RunRecord, after: RunRecord, *, num_examples: int = 10) -> RunDiff:
     """Compare the tables of two runs of a workspace; raises WorkspaceError where they are gone."""
-    wholes = [whole_of(workspace, run) for run in (before, after)]
+    wholes = [RunTables(workspace, run).clustered for run in (before, after)]
     images = [live_images(one, ["image_id", "original_doc"]) for one in wholes]
     image_ids = pc.unique(pa.chunked_array([c for one in images for c in one["image_id"].chunks], pa.string()))
     # In the order of the ids, so that examples do not depend on the order of files.
     image_ids = image_ids.take(pc.sort_indices(image_ids))
-    old, new = (
-        _side(whole.edges, run.table(workspace, "cluster", "clusters"), rows, image_ids)
-        for run, whole, rows in zip((before, after), wholes, images, strict=True)
-    )
+    old, new = (_side(whole, rows, image_ids) for whole, rows in zip(wholes, images, strict=True))
 
     def named(numbers: Numbers) -> tuple[str, ...]:
         ids: list[str] = image_ids.take(pa.array(numbers)).to_pylist()
@@ -118,16 +115,16 @@ def diff_runs(workspace: Path, before: RunRecord, after: RunRecord, *, num_examp
     )
 
 
-def _side(edges: tuple[str, ...], clusters_table: Path, images: pa.Table, image_ids: pa.Array) -> _Side:
+def _side(whole: Known, images: pa.Table, image_ids: pa.Array) -> _Side:
     numbers = _numbers(images["image_id"], image_ids)
     is_there = np.zeros(len(image_ids), np.bool_)
     is_there[numbers] = True
-    clusters = pq.read_table(clusters_table, columns=["image_id", "canonical_id"])
+    clusters = read_clusters(whole)
     canonical = np.full(len(image_ids), -1)
     canonical[_numbers(clusters["image_id"], image_ids)] = _numbers(clusters["canonical_id"], image_ids)
     # A pair is told by the first images with its bytes; nights may have removed those that were embedded.
     contents, _ = contents_of(images["original_doc"].to_numpy(), np.ones(len(images), np.bool_))
-    matches = read_columns(edges, ["left_doc", "right_doc"])
+    matches = read_columns(whole.edges, ["left_doc", "right_doc"])
     rows = np.stack([contents.rows_of(matches[name].to_numpy()) for name in ("left_doc", "right_doc")])
     ends = np.sort(numbers[rows[:, (rows >= 0).all(axis=0)]], axis=0)
     return _Side(is_there, canonical, np.unique(ends[0] * len(image_ids) + ends[1]))

@@ -5,6 +5,7 @@ Every question is a filter that Parquet's statistics answer mostly without readi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,21 +107,22 @@ class RunTables:
         listed = list(docs)
         wanted = _isin("left_doc", listed) | _isin("right_doc", listed)
         rows = _rows(self.whole.edges, wanted)
-        if self.whole.crowd_edges:
-            in_crowds = _rows((self.whole.crowd_edges,), wanted)
-            rows.extend({**row, "similarity": None, "shared_terms": None} for row in in_crowds)
+        in_crowds = _rows(self.whole.crowd_edges, wanted)
+        rows.extend({**row, "similarity": None, "shared_terms": None} for row in in_crowds)
         live = self.images({row[end] for row in rows for end in ("left_doc", "right_doc")}).keys()
         rows = [row for row in rows if {row["left_doc"], row["right_doc"]} <= live]
         return sorted(rows, key=lambda row: (-row["score"], row["left_doc"], row["right_doc"]))
 
     def membership(self, image_ids: Iterable[str]) -> dict[str, Row]:
         """The rows of `clusters` of some images, by id; those that are in no cluster are left out."""
-        rows = self._clusters(_isin("image_id", image_ids))
-        return {row["image_id"]: row for row in rows}
+        images = self.images_named(image_ids)
+        placed = self._assigned({row["doc"] for row in images.values()})
+        rows = self._clusters({canonical_doc for canonical_doc, _ in placed.values()})
+        return {row["image_id"]: row for row in rows if row["image_id"] in images}
 
     def cluster(self, canonical_id: str) -> list[Row]:
         """The members of a cluster, its canonical first, then best score first."""
-        rows = self._clusters(_field("canonical_id") == canonical_id)
+        rows = self._clusters({row["doc"] for row in self.images_named([canonical_id]).values()})
         return sorted(rows, key=lambda row: (not row["is_canonical"], -row["score"], row["image_id"]))
 
     @property
@@ -176,8 +178,36 @@ class RunTables:
         inputs: Row = commit["inputs"]
         return inputs
 
-    def _clusters(self, wanted: pyarrow.dataset.Expression) -> list[Row]:
-        return _rows((str(self.record.table(self.workspace, "cluster", "clusters")),), wanted)
+    def _clusters(self, canonical_docs: set[int]) -> list[Row]:
+        """The rows of the clusters of two or more that some images lead."""
+        followers = {row["doc"] for row in _rows(self.clustered.assignments, _isin("canonical_doc", canonical_docs))}
+        placed = self._assigned(followers | canonical_docs)
+        live = {row["doc"]: row["image_id"] for row in self._images(_isin("doc", placed))}
+        members = [(doc, *place) for doc, place in placed.items() if doc in live and place[0] in canonical_docs]
+        sizes = Counter(canonical_doc for _, canonical_doc, _ in members)
+        return [
+            {
+                "image_id": live[doc],
+                "canonical_id": live[canonical_doc],
+                "score": score,
+                "is_canonical": doc == canonical_doc,
+                "size": sizes[canonical_doc],
+            }
+            for doc, canonical_doc, score in members
+            if sizes[canonical_doc] > 1
+        ]
+
+    def _assigned(self, docs: set[int]) -> dict[int, tuple[int, float]]:
+        """The doc of the canonical of each image, and its score with it."""
+        rows = _rows(self.clustered.assignments, _isin("doc", docs))
+        return {doc: (doc, 1.0) for doc in docs} | {row["doc"]: (row["canonical_doc"], row["score"]) for row in rows}
+
+    @property
+    def clustered(self) -> Known:
+        """The whole of a run that has clusters; raises WorkspaceError for one that was stopped before."""
+        if not self.whole.assignments:
+            self.record.table(self.workspace, "cluster", "assignments")
+        return self.whole
 
     def _images(self, wanted: pyarrow.dataset.Expression) -> list[Row]:
         """Rows of the catalogue of images that are there, by doc."""
@@ -212,7 +242,8 @@ def whole_of(workspace: Path, record: RunRecord) -> Known:
         posting_lists=table("terms", "posting_lists"),
         codes=table("terms", "codes"),
         edges=(*table("select", "edges"), *(table("compare", "view_edges") if record.step("compare") else ())),
-        crowd_edges=table("cluster", "crowd_edges")[0] if record.step("cluster") else None,
+        assignments=table("cluster", "assignments") if record.step("cluster") else (),
+        crowd_edges=table("cluster", "crowd_edges") if record.step("cluster") else (),
     )
 
 

@@ -76,8 +76,12 @@ EDGES = "left_doc long, right_doc long, similarity float, score float, shared_te
 
 CLUSTERS = "image_id string, canonical_id string, score float, is_canonical boolean, size int"
 
-ASSIGNMENTS = "doc long, canonical_doc long"
-"""The canonical of each distinct image that has another one than itself, both by their `original_doc`."""
+UNCLUSTERED = "image_id string"
+"""Images that were in a cluster of two or more the night before, and are in none now."""
+
+ASSIGNMENTS = "doc long, canonical_doc long, score float"
+"""The canonical of each image that has another one than the night before, the image itself where it leads or stands
+alone now; without a night before, of each that has another one than itself."""
 
 CROWD_EDGES = "left_doc long, right_doc long, score float"
 """The matches that clustering found in crowds, where candidates had left them out; left doc below right doc."""

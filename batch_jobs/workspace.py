@@ -32,7 +32,7 @@ from batch_jobs.errors import LeaseHeldError, LeaseLostError, WorkspaceError
 from batch_jobs.lease import Lease
 from batch_jobs.settings import canonical_json, digest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEY_LENGTH = 16
 IDENTITY_FILE = "workspace.json"
 

@@ -23,6 +23,7 @@ Look at the cluster of an image, and decide by hand what belongs together.
 
 \b
   neardup cluster show cat.jpg
+  neardup cluster export clusters.csv                      all of them; .jsonl and .parquet, too
   neardup cluster split dog.jpg --reason "a dog"           out of its cluster
   neardup cluster split cat.jpg dog.jpg --reason "..."     never in one cluster
   neardup cluster split cat.jpg --all --reason "a meme"    break its cluster up
@@ -82,6 +83,24 @@ def show(*, image_id: str, run: str | None, workspace: Path, json_output: bool) 
         click.echo(json.dumps({"run_id": tables.record.run_id, **asdict(view)}))
     else:
         _show(view)
+
+
+@command.command()
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--run", help="Export the clusters of this run. [default: the newest finished one]")
+@_shared_options
+def export(*, output: Path, run: str | None, workspace: Path, json_output: bool) -> None:
+    """Write all clusters to OUTPUT, a .csv, .jsonl or .parquet file; a night's own files hold what it has changed."""
+    from batch_jobs.exports import export_clusters
+
+    if not output.parent.is_dir():
+        raise click.UsageError(f"OUTPUT {output}: the folder {output.parent} does not exist")
+    tables = _tables(workspace, run)
+    num_rows = export_clusters(tables.clustered, output)
+    if json_output:
+        click.echo(json.dumps({"run_id": tables.record.run_id, "output": str(output), "images": num_rows}))
+    else:
+        click.echo(f"{num_rows:,} images in clusters of run {tables.record.run_id} in {output}")
 
 
 @command.command()

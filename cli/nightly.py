@@ -175,6 +175,6 @@ def describe_night(results: NightResults) -> str:
         ("duplicates found", f"{figures['num_duplicates']:,}"),
         ("could be freed", human_bytes(figures["reclaimable_bytes"])),
         ("seconds", "   ".join(f"{stage} {seconds:.1f}" for stage, seconds in results.seconds.items())),
-        ("clusters", results.outputs["clusters_csv"]),
+        ("changed clusters" if figures["is_update"] else "clusters", results.outputs["clusters_csv"]),
     ]
     return "\n".join(f"{label:<18}{value}" for label, value in rows)

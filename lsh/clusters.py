@@ -78,19 +78,25 @@ def updated_cut(
     *,
     before: NDArray[np.int64],
     is_new: NDArray[np.bool_],
+    degrees: NDArray[np.int64],
 ) -> Clusters:
     """The clusters of a graph that has grown and shrunk since it was cut, in `O(E log V)`.
 
     `before` `(num_nodes,)` is each known node's canonical then, itself for one that stood alone, -1 where it is gone;
-    `is_new` `(num_nodes,)` marks nodes that were not there. A canonical stays one, and keeps the members that still
-    match it. Members without their canonical, then new nodes, join the canonical of highest score, on a tie that of
-    lowest number; those that match none are cut among themselves by the rule of `greedy_cut`. Two old canonicals
-    that match now (nobody but a decision by hand makes them) are cut by that rule as well.
+    `is_new` `(num_nodes,)` marks nodes that were not there. Of a node that stays where it is only the edge to its
+    canonical is needed; `degrees` `(num_nodes,)` says how many each has in all.
+
+    A canonical stays one, and keeps the members that still match it. Members without their canonical, then new nodes,
+    join the canonical of highest score, on a tie that of lowest number; those that match none are cut among themselves
+    by the rule of `greedy_cut`. Two old canonicals that match now (nobody but a decision by hand makes them) are cut by
+    that rule as well.
     Raises ParameterError as `greedy_cut` does; of repeated edges, for those of a node that has to find its place.
     """
     lefts, rights, scores = _checked(num_nodes, lefts, rights, scores, quality_rank)
-    if before.shape != (num_nodes,) or is_new.shape != (num_nodes,):
-        raise ParameterError(f"before {before.shape} and is_new {is_new.shape} must be ({num_nodes},)")
+    if not before.shape == is_new.shape == degrees.shape == (num_nodes,):
+        raise ParameterError(
+            f"before {before.shape}, is_new {is_new.shape} and degrees {degrees.shape} must be ({num_nodes},)"
+        )
     if before.size and not -1 <= int(before.min()) <= int(before.max()) < num_nodes:
         raise ParameterError(f"before holds {int(before.min())}..{int(before.max())}, out of range -1..{num_nodes - 1}")
     was_canonical = (before == np.arange(num_nodes)) & ~is_new
@@ -103,7 +109,7 @@ def updated_cut(
     wanted = np.where(is_new | was_canonical, -1, before)
     wanted[(wanted >= 0) & ~is_canonical[wanted]] = -1
     canonical, score = np.arange(num_nodes), np.ones(num_nodes, np.float32)
-    degrees = _settle(lefts, rights, scores, wanted, canonical, score)
+    _settle(lefts, rights, scores, wanted, canonical, score)
     is_open = ~is_canonical & (canonical == np.arange(num_nodes))
     # Whoever stays needs no edge but that to its canonical, which leaves few of a night's edges.
     is_kept = is_open[lefts] | is_open[rights]
@@ -427,21 +433,14 @@ def _settle(  # noqa: PLR0917 - numba kernels take their arrays one by one
     wanted: NDArray[np.int64],
     canonical: NDArray[np.int64],
     score: NDArray[np.float32],
-) -> NDArray[np.int64]:
-    """Gives each node the canonical that it has `wanted`, and its score, where they still match; -1 wants none.
-
-    Returns how many edges each node has.
-    """
-    degrees = np.zeros(wanted.size, np.int64)
+) -> None:
+    """Gives each node the canonical that it has `wanted`, and its score, where they still match; -1 wants none."""
     for i in range(lefts.size):
         left, right = lefts[i], rights[i]
-        degrees[left] += 1
-        degrees[right] += 1
         if wanted[left] == right:
             canonical[left], score[left] = right, scores[i]
         if wanted[right] == left:
             canonical[right], score[right] = left, scores[i]
-    return degrees
 
 
 @njit(cache=True, nogil=True)

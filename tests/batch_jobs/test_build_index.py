@@ -66,11 +66,9 @@ def commit_run(workspace: Path, *, num_files: int = 1, min_score: float = 0.8) -
         {"doc": docs, "embedding": [row.tobytes() for row in embeddings()[docs]]},
         schema=schemas.arrow(schemas.EMBEDDINGS),
     )
-    clusters = pa.table(
-        {
-            "image_id": [image_id(doc) for doc in (8, 7, COPY, 3, 4)],
-            "canonical_id": [image_id(doc) for doc in (8, 8, 8, 3, 3)],
-        }
+    assignments = pa.table(
+        [[4, 7, COPY], [3, 8, 8], [0.9, 0.9, 0.8]],
+        schema=schemas.arrow(schemas.ASSIGNMENTS),
     )
     with Workspace(workspace) as opened:
 
@@ -95,7 +93,7 @@ def commit_run(workspace: Path, *, num_files: int = 1, min_score: float = 0.8) -
         hashed = commit("terms", {"embed": embed_key, "terms": terms.to_json()}, "codes", none, [[]])
         found = commit("candidates", {"terms": hashed, "candidates": {}}, "pair_blocks", none, [[]])
         selected = commit("select", {"candidates": found, "min_score": min_score}, "edges", none, [[]])
-        commit("cluster", {"select": selected}, "clusters", clusters, [list(range(5))])
+        commit("cluster", {"select": selected}, "assignments", assignments, files(assignments))
 
 
 def built(workspace: Path, **options: Any) -> Generation:

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import Before, Clustered, Edges, Members, cluster_docs, contents_of
+from batch_jobs.assignments import Members
+from batch_jobs.cluster_matches import Before, Clustered, cluster_docs
+from batch_jobs.cluster_scope import Edges
+from batch_jobs.contents import contents_of
 from batch_jobs.decisions import DocDecisions
 from batch_jobs.select_matches import Match
 from lsh.clusters import MIN_COMMON
@@ -126,11 +129,13 @@ def test_new_images_of_a_crowd_join_the_canonical_that_it_has() -> None:
     new = range(60, 60 + MIN_COMMON)
     match = Comparison()
     canonical_rows, is_new = np.zeros(60 + MIN_COMMON, np.int64), np.arange(60 + MIN_COMMON) >= 60
+    edges = [*crowd, *((7, doc, 0.9) for doc in new)]
+    degrees = np.bincount([end for left, right, _ in edges for end in (left, right)])
     clustered = clustered_crowd(
-        [*crowd, *((7, doc, 0.9) for doc in new)],
+        edges,
         60 + MIN_COMMON,
         match,
-        before=Before(np.where(is_new, np.arange(is_new.size), canonical_rows), is_new),
+        before=Before(np.where(is_new, np.arange(is_new.size), canonical_rows), is_new, degrees),
     )
     assert match.asked == [[0, doc] for doc in new]
     assert clustered.members.canonical_docs.tolist() == [0] * (60 + MIN_COMMON)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from batch_jobs.cluster_matches import Edges, cluster_docs
+from batch_jobs.cluster_matches import cluster_docs
+from batch_jobs.cluster_scope import Edges
 from batch_jobs.decisions import (
     DecidedEdges,
     Decision,

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import nightly
+from batch_jobs.assignments import read_clusters
 from batch_jobs.decisions import Decision, DecisionKind, record_decision
 from batch_jobs.errors import BatchError, SourceError, WorkspaceError
 from batch_jobs.nightly import NightOptions, NightResults, plan_night, run_nightly
@@ -124,7 +125,7 @@ def canonicals(workspace: Path) -> dict[str, str]:
     night = current_night(workspace)
     assert night is not None
     images = live_images(known_of(workspace, night), ["image_id"])["image_id"].to_pylist()
-    rows = pq.read_table(workspace / "steps" / f"cluster-{night.clusters}" / "clusters").to_pylist()
+    rows = read_clusters(known_of(workspace, night)).to_pylist()
     return {**{image_id: image_id for image_id in images}, **{row["image_id"]: row["canonical_id"] for row in rows}}
 
 
@@ -176,7 +177,7 @@ def test_the_first_night_is_a_run(tmp_path: Path) -> None:
     run_nightly(run.settings, PLAIN)
     night = current_night(tmp_path / "nights")
     assert night is not None
-    assert night.clusters == run.steps["cluster"].key
+    assert night.segments["cluster"] == (run.steps["cluster"].key,)
     numbers = {one.command: one.results.get("number") for one in list_records(tmp_path / "nights")[0]}
     assert (numbers["nightly"], night.run_id != run.run_id) == (1, True)
     assert len(list((tmp_path / "nights" / "steps").iterdir())) == len(STEPS)
@@ -361,7 +362,7 @@ def test_segments_of_the_current_night_are_no_garbage(tmp_path: Path) -> None:
     with Workspace(workspace) as opened:
         garbage = find_garbage(opened, keep=1)
         collect_garbage(opened, garbage)
-    assert {step.partition("-")[0] for step in garbage.steps} == {"candidates", "cluster"}
+    assert {step.partition("-")[0] for step in garbage.steps} == {"candidates"}
     night_of(corpus, workspace)
     assert live_pairs(workspace) == corpus.matching_pairs()
 
@@ -494,8 +495,8 @@ def test_a_damaged_night_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"next_doc": 5', '"next_doc": 4'))
     with pytest.raises(WorkspaceError, match="is damaged"):
         current_night(tmp_path / "nights")
-    path.write_text(json.dumps({"format_version": 2}))
-    with pytest.raises(WorkspaceError, match="format version 2"):
+    path.write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(WorkspaceError, match="format version 1, this program reads 2"):
         current_night(tmp_path / "nights")
 
 
@@ -539,5 +540,5 @@ def test_a_run_in_a_workspace_of_another_format_is_refused(tmp_path: Path) -> No
     corpus.add(5)
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace" / "workspace.json").write_text(json.dumps({"format_version": 1, "terms": {"tables": 3}}))
-    with pytest.raises(WorkspaceError, match="format version 1, this program writes 3"):
+    with pytest.raises(WorkspaceError, match="format version 1, this program writes 4"):
         run_pipeline(settings(corpus.write(tmp_path / "given.npz"), tmp_path / "workspace", terms=None))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_jobs.assignments import read_clusters
 from batch_jobs.errors import WorkspaceError
 from batch_jobs.nightly import NightOptions, NightResults, run_nightly
 from batch_jobs.nights import current_night, known_of, live_images, read_columns
@@ -56,7 +57,7 @@ def groups(workspace: Path) -> set[frozenset[str]]:
     night = current_night(workspace)
     assert night is not None
     found: dict[str, set[str]] = {}
-    for row in pq.read_table(workspace / "steps" / f"cluster-{night.clusters}" / "clusters").to_pylist():
+    for row in read_clusters(known_of(workspace, night)).to_pylist():
         found.setdefault(row["canonical_id"], set()).add(row["image_id"])
     return {frozenset(members) for members in found.values()}
 

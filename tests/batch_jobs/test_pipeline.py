@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import find_candidates, select_matches
-from batch_jobs.cluster_matches import Edges, cluster_docs
+from batch_jobs.cluster_matches import cluster_docs
+from batch_jobs.cluster_scope import Edges
 from batch_jobs.errors import SourceError, WorkspaceError
 from batch_jobs.pipeline import STEPS, Run, run_pipeline
 from batch_jobs.settings import RunSettings

@@ -113,7 +113,7 @@ def test_a_workspace_of_another_embedder_is_refused(tmp_path: Path) -> None:
 def test_a_workspace_of_another_format_is_refused(tmp_path: Path) -> None:
     """An unknown version is an error that names both versions."""
     write_json(tmp_path / "workspace.json", {"format_version": 99})
-    with Workspace(tmp_path) as workspace, pytest.raises(WorkspaceError, match=r"99.*writes 3"):
+    with Workspace(tmp_path) as workspace, pytest.raises(WorkspaceError, match=r"99.*writes 4"):
         workspace.claim({})
 
 

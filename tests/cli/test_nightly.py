@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 from click.testing import CliRunner
 
 from batch_jobs.build_index import index_folder
+from batch_jobs.errors import BatchError
+from cli.cluster import command as cluster
 from cli.nightly import command
 from lsh.index.generation import open_generation
 from lsh.index.publishing import current, generation_folder
@@ -43,7 +47,7 @@ def run_json(source: Path, workspace: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_two_nights_say_what_they_did(tmp_path: Path) -> None:
-    """The JSON counts what came and went, and names the night before; the run's folder has the same."""
+    """The JSON counts what came and went, names the night before, and lies in the run's folder, with what changed."""
     first = run_json(write_pairs(tmp_path / "s.npz", "abc"), tmp_path / "w")
     second = run_json(write_pairs(tmp_path / "s.npz", "bcde"), tmp_path / "w")
     assert (first["number"], first["new"], first["clusters"]) == (1, 6, 3)
@@ -51,8 +55,43 @@ def test_two_nights_say_what_they_did(tmp_path: Path) -> None:
     assert [second[name] for name in ("number", "images", "known", "new", "removed", "clusters")] == [2, 8, 4, 4, 2, 4]
     record = json.loads(Path(second["outputs"]["run"]).read_text("utf-8"))
     assert (record["command"], record["results"], record["parent"]) == ("nightly", second, first["run_id"])
-    rows = Path(second["outputs"]["clusters_csv"]).read_text("utf-8").splitlines()
-    assert len(rows) == 1 + 8
+    assert (first["is_update"], second["is_update"]) == (False, True)
+    assert image_ids(first["outputs"]["clusters_csv"]) == ["a0", "a1", "b0", "b1", "c0", "c1"]
+    assert image_ids(second["outputs"]["clusters_csv"]) == ["d0", "d1", "e0", "e1"]
+    assert image_ids(second["outputs"]["unclustered_csv"]) == ["a0", "a1"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_all_clusters_of_any_night_are_exported(tmp_path: Path, ending: str) -> None:
+    """`cluster export` writes the clusters that a night came to, whenever they were made; of an earlier one, too."""
+    first = run_json(write_pairs(tmp_path / "s.npz", "abc"), tmp_path / "w")
+    run(write_pairs(tmp_path / "s.npz", "bcde"), tmp_path / "w")
+    output = tmp_path / f"all.{ending}"
+    for options, named in (([], "bcde"), (["--run", first["run_id"]], "abc")):
+        arguments = ["export", str(output), "--workspace", str(tmp_path / "w"), *options]
+        result = CliRunner().invoke(cluster, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert image_ids(output) == [f"{name}{copy}" for name in named for copy in range(2)]
+
+
+def test_clusters_are_not_exported_to_an_unknown_form(tmp_path: Path) -> None:
+    """The error names the ending and what may be written."""
+    run(write_pairs(tmp_path / "s.npz", "abc"), tmp_path / "w")
+    with pytest.raises(BatchError, match=r"ends in \.txt; clusters are written as \.csv, \.jsonl or \.parquet"):
+        CliRunner().invoke(
+            cluster, ["export", str(tmp_path / "all.txt"), "--workspace", str(tmp_path / "w")], catch_exceptions=False
+        )
+    assert not (tmp_path / "all.txt").exists()
+
+
+def image_ids(path: str | Path) -> list[str]:
+    """The image ids of a file of clusters, in order of the alphabet."""
+    if str(path).endswith(".parquet"):
+        return sorted(pq.read_table(path)["image_id"].to_pylist())
+    lines = Path(path).read_text("utf-8").splitlines()
+    if str(path).endswith(".jsonl"):
+        return sorted(json.loads(line)["image_id"] for line in lines)
+    return sorted(line.split(",")[0] for line in lines[1:])
 
 
 def test_a_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:

@@ -181,18 +181,28 @@ def test_a_night_without_changes_leaves_no_record(tmp_path: Path) -> None:
 def test_garbage_collection_keeps_the_night_that_counts(tmp_path: Path) -> None:
     """After going back, the old night is whole however few runs are kept, and the next night builds on it."""
     workspace = tmp_path / "w"
-    first, second = night(workspace, "cat dog"), night(workspace, "cat fox")
+    first, _ = night(workspace, "cat dog"), night(workspace, "cat fox")
     night(workspace, "cat fox owl")
     for _ in range(2):
         said(workspace, runs.command, "restore", "--yes")
+    said(workspace, runs.command, "gc", "--keep", "1", "--yes")
+    assert members(workspace, "dog-1") == ["dog-0", "dog-1", "dog-2"]
+    assert night(workspace, "cat dog hen")["previous"] == first["night_id"]
+    assert members(workspace, "hen-1") == ["hen-0", "hen-1", "hen-2"]
+
+
+def test_nights_that_were_undone_are_garbage(tmp_path: Path) -> None:
+    """Once another night is the newest, they cannot count again."""
+    workspace = tmp_path / "w"
+    night(workspace, "cat dog")
+    second = night(workspace, "cat fox")
+    said(workspace, runs.command, "restore", "--yes")
+    night(workspace, "cat dog hen")
     gone = said(workspace, runs.command, "gc", "--keep", "1", "--yes")
     assert any(name.startswith("cluster-") for name in gone["steps"])
-    assert members(workspace, "dog-1") == ["dog-0", "dog-1", "dog-2"]
     refused = neardup(runs.command, "restore", second["run_id"], "--workspace", workspace, "--yes")
     assert isinstance(refused.exception, WorkspaceError)
     assert "cannot count again" in str(refused.exception)
-    assert night(workspace, "cat dog hen")["previous"] == first["night_id"]
-    assert members(workspace, "hen-1") == ["hen-0", "hen-1", "hen-2"]
 
 
 def test_only_another_night_can_be_restored(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def update(num_nodes: int, edges: Edges, quality_rank: list[int], *, before: lis
         np.array(quality_rank),
         before=np.array(before, np.int64),
         is_new=np.array(is_new, np.bool_),
+        degrees=np.bincount(np.append(lefts, rights), minlength=num_nodes),
     )
 
 
