@@ -18,7 +18,7 @@ from batch_jobs.decisions import Decision, DecisionKind, Decisions
 from batch_jobs.errors import SourceError
 from batch_jobs.run_tables import Row, RunTables
 from batch_jobs.select_matches import term_overlap
-from lsh.blocks import TermPostings
+from lsh.buckets import Buckets
 from lsh.codes import pair_cosines, quantize
 from lsh.leaders import candidates_with_leaders
 from lsh.sketches import WORDS_PER_SKETCH, hamming_distances, long_sketches
@@ -111,12 +111,13 @@ def explain_image(
     embedding = _required_embedding(tables, doc)
     terms = TermHasher(tables.term_params).terms(embedding)[0]
     buckets = tables.buckets(terms)
+    sizes = dict(zip(buckets.terms.tolist(), buckets.sizes.tolist(), strict=True))
     neighbours = _neighbours(tables, buckets, doc)
     view = view_cluster(tables, image_id, decisions)
     return ImageExplanation(
         run_id=run_id,
         image=facts,
-        bucket_sizes=tuple(int(np.sum(buckets.terms == term)) for term in terms),
+        bucket_sizes=tuple(sizes.get(term, 0) for term in terms.tolist()),
         max_bucket_size=tables.candidate_params.max_bucket_size,
         num_neighbours=len(neighbours),
         num_candidates=sum(one.is_candidate for one in neighbours),
@@ -192,7 +193,7 @@ class _Scored:
     score: float
 
 
-def _neighbours(tables: RunTables, buckets: TermPostings, doc: int) -> list[Neighbour]:
+def _neighbours(tables: RunTables, buckets: Buckets, doc: int) -> list[Neighbour]:
     """All docs in the buckets: best score first, then most shared terms."""
     own_row = int(np.searchsorted(buckets.docs, np.uint64(doc)))
     own_sketches = np.repeat(buckets.sketches[own_row : own_row + 1], buckets.docs.size, axis=0)
@@ -227,7 +228,7 @@ def _neighbours(tables: RunTables, buckets: TermPostings, doc: int) -> list[Neig
     return sorted(found, key=lambda one: (one.score is None, -(one.score or 0.0), -one.shared_terms, one.image_id))
 
 
-def _candidates(tables: RunTables, buckets: TermPostings, doc: int) -> dict[int, _Scored]:
+def _candidates(tables: RunTables, buckets: Buckets, doc: int) -> dict[int, _Scored]:
     """The docs that some bucket of `doc` made its candidates.
 
     By the very kernel of the step, on these buckets alone: what is cut in an oversized one is cut here.

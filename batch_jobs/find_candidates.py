@@ -127,7 +127,7 @@ def _blocks_of(lefts: NDArray[np.uint64], docs_per_range: int) -> Iterator[tuple
 def _found_in(part: int, join: Join, spill: Spill) -> Candidates:
     new = read_lists(join.new, part, is_verified=False)
     if not join.known:
-        return candidates_with_leaders(new.postings(), join.params, join.leaders, spill=spill)
+        return candidates_with_leaders(new.buckets(), join.params, join.leaders, spill=spill)
     known = (read_lists(table, part) for table in join.known)
     removed_docs = join.removed_docs.astype(np.uint64)
     if join.are_known_later:

@@ -28,6 +28,7 @@ from batch_jobs.errors import WorkspaceError
 from batch_jobs.task_files import allow_open_files, new_file, parquet_file
 from batch_jobs.task_runners import TaskRunner
 from lsh.blocks import decode_term_blocks, encode_term_blocks
+from lsh.buckets import Buckets
 from lsh.codes import quantize
 from lsh.leaders import NO_LEADERS, Leaders, are_sampled, choose_leaders
 from lsh.posting_lists import PostingLists
@@ -83,7 +84,7 @@ def make_terms(
 def merge_part(part: int, *, folder: Path) -> pa.Table:
     """Merge the term blocks of one part into its file of posting lists; returns its `MERGED` row."""
     blocks = list(_read_blocks(folder / BLOCKS / f"part={part}"))
-    lists = PostingLists.of(decode_term_blocks(blocks))
+    lists = PostingLists.of(Buckets.of(decode_term_blocks(blocks)))
     with new_file(_lists_file(folder / "posting_lists", part)) as path, path.open("wb") as file:
         file.writelines(lists.frame())
     row = {"part": part, "block_bytes": sum(map(len, blocks))}

@@ -25,6 +25,7 @@ from batch_jobs.schemas import CATALOGUE, columns
 from batch_jobs.workspace import read_json
 from embed.pair_scoring import PairScorer, read_pair_scorer
 from lsh.blocks import TermPostings, partition_of
+from lsh.buckets import Buckets
 from lsh.candidates import CandidateParams
 from lsh.errors import ParameterError
 from lsh.leaders import NO_LEADERS, Leaders
@@ -156,19 +157,19 @@ class RunTables:
         folder = Path(self.whole.edges[-1]).parent
         return read_pair_scorer(folder, embedder_digest=self.record.embedder_digest)
 
-    def buckets(self, terms: NDArray[np.uint64]) -> TermPostings:
-        """The postings of images that are there in the buckets of some terms."""
+    def buckets(self, terms: NDArray[np.uint64]) -> Buckets:
+        """The buckets of some terms, of images that are there."""
         wanted = np.unique(terms)
         parts = partition_of(wanted, self.whole.num_parts or 1)
         found = [
-            _named(read_lists(table, part).postings_of(wanted[parts == part]))
+            _named(read_lists(table, part).buckets_of(wanted[parts == part]).postings())
             for table in self.whole.posting_lists
             for part in np.unique(parts).tolist()
         ]
         merged = _merged([one for one in found if one.terms.size])
         live = self.images(merged.docs.tolist()).keys()
         is_live = np.array([doc in live for doc in merged.docs.tolist()])[merged.doc_rows]
-        return _named(replace(merged, terms=merged.terms[is_live], doc_rows=merged.doc_rows[is_live]))
+        return Buckets.of(_named(replace(merged, terms=merged.terms[is_live], doc_rows=merged.doc_rows[is_live])))
 
     def _inputs(self, step: str) -> Row:
         record = self.record.step(step)

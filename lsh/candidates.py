@@ -1,4 +1,4 @@
-"""Postings to candidates: the pairs of docs that share a bucket and whose sketches are near.
+"""Buckets to candidates: the pairs of docs that share a bucket and whose sketches are near.
 
 A reduce task of the blocked shuffle runs this on its merged postings. A bucket's pairs depend on nothing but its term,
 its docs and their sketches, so the candidates are the same however the terms are spread over partitions.
@@ -26,13 +26,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lsh.bits import count_ones, mix64
-from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings
+from lsh.blocks import MAX_WORDS_PER_SKETCH
+from lsh.buckets import Buckets
 from lsh.crowds import (
     UNCUT_PER_CROWD,
     are_within,
     brute_force_heads,
     crowd_heads,
-    doc_ranks,
     gather_words,
     is_crowd,
     pair_with_heads,
@@ -40,7 +40,6 @@ from lsh.crowds import (
 from lsh.errors import ParameterError
 from lsh.pair_tally import PairTally, Spill
 from lsh.sketches import BITS_PER_SKETCH, WORDS_PER_SKETCH
-from lsh.sorting import starts_of_runs
 
 MAX_DOCS_PER_PARTITION = 1 << 32
 MIN_KEYS_PER_CHUNK = 1 << 22
@@ -126,7 +125,7 @@ class Candidates:
 
 
 def candidate_pairs(
-    postings: TermPostings,
+    buckets: Buckets,
     params: CandidateParams,
     *,
     first_new_doc: int = 0,
@@ -138,90 +137,66 @@ def candidate_pairs(
     Without `among_new` the pairs of two new docs are not even compared, but where a bucket is cut. Memory stays near
     that of the distinct pairs, of which `spill` gets what is too much to be held at once.
     """
-    if postings.docs.size >= MAX_DOCS_PER_PARTITION:
+    if buckets.docs.size >= MAX_DOCS_PER_PARTITION:
         raise ParameterError(
-            f"{postings.docs.size} docs in one partition are more than {MAX_DOCS_PER_PARTITION - 1}; "
+            f"{buckets.docs.size} docs in one partition are more than {MAX_DOCS_PER_PARTITION - 1}; "
             f"raise num_partitions"
         )
-    buckets = WalkedBuckets.of(postings, first_new_doc=first_new_doc)
-    tally = PairTally(postings.docs, spill)
-    cut_terms, num_cut_pairs = tally_buckets(tally, postings, buckets, params, among_new=among_new)
+    tally = PairTally(buckets.docs, spill)
+    cut, num_cut_pairs = tally_buckets(tally, buckets, params, first_new_doc=first_new_doc, among_new=among_new)
     return Candidates.of(
         tally,
-        num_buckets=buckets.num_buckets,
-        largest_bucket=buckets.largest_bucket,
-        num_cut_buckets=cut_terms.size,
+        num_buckets=int((buckets.sizes > 0).sum()),
+        largest_bucket=int(buckets.sizes.max(initial=0)),
+        num_cut_buckets=cut.size,
         num_cut_pairs=num_cut_pairs,
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WalkedBuckets:
-    """Where the buckets of two docs or more start and end, `(m,)` each, of those whose last row is `first_new_row` on.
-
-    `num_buckets` and `largest_bucket` are those of all buckets, most of which have one doc.
-    """
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    first_new_row: int
-    num_buckets: int
-    largest_bucket: int
-
-    @classmethod
-    def of(cls, postings: TermPostings, *, first_new_doc: int = 0) -> WalkedBuckets:
-        """Those of some postings, which have a doc that is `first_new_doc` or behind it."""
-        first_new_row = int(np.searchsorted(postings.docs, np.uint64(first_new_doc)))
-        starts, ends, num_buckets, largest = _walked_buckets(postings.terms, postings.doc_rows, first_new_row)
-        return cls(starts, ends, first_new_row, int(num_buckets), int(largest))
-
-
-def bounds_of_buckets(terms: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where each bucket of sorted `terms` starts, and the end of the last."""
-    return np.append(np.flatnonzero(starts_of_runs(terms)), terms.size)
-
-
 def tally_buckets(
-    tally: PairTally, postings: TermPostings, buckets: WalkedBuckets, params: CandidateParams, *, among_new: bool = True
-) -> tuple[NDArray[np.uint64], int]:
-    """Tally the candidates of these buckets; returns the terms of those cut, and how many pairs they left out."""
-    ranks = doc_ranks(postings.docs)
-    starts, ends, first_new_row = buckets.starts, buckets.ends, buckets.first_new_row
-    is_cut = ends - starts > params.max_bucket_size
-    is_crowded = np.zeros(int((~is_cut).sum()), np.bool_)
+    tally: PairTally, buckets: Buckets, params: CandidateParams, *, first_new_doc: int = 0, among_new: bool = True
+) -> tuple[NDArray[np.int64], int]:
+    """Tally the candidates of all buckets; returns the numbers of those cut, and how many pairs they left out."""
+    first_new_row = int(np.searchsorted(buckets.docs, np.uint64(first_new_doc)))
+    sizes = buckets.sizes
+    walked = np.flatnonzero(sizes > 1)
+    # The new docs of a bucket are its last.
+    walked = walked[buckets.doc_rows[buckets.ends[walked] - 1] >= first_new_row]
+    is_oversized = sizes[walked] > params.max_bucket_size
+    regular = walked[~is_oversized]
+    is_crowded = np.zeros(regular.size, np.bool_)
     for keys in _regular_keys(
-        postings,
-        starts[~is_cut],
-        (ends - starts)[~is_cut],
-        ranks=ranks,
+        buckets,
+        buckets.ends[regular] - sizes[regular],
+        sizes[regular],
         params=params,
         first_new_row=first_new_row,
         among_new=among_new,
         is_crowded=is_crowded,
     ):
         tally.add(keys)
-    is_cut[~is_cut] = is_crowded
-    num_cut_pairs = _tally_cut(
-        tally, postings, (starts[is_cut], ends[is_cut]), ranks=ranks, params=params, first_new_row=first_new_row
-    )
-    return postings.terms[starts[is_cut]], num_cut_pairs
+    cut = np.union1d(walked[is_oversized], regular[is_crowded])
+    return cut, _tally_cut(tally, buckets, cut, params=params, first_new_row=first_new_row)
 
 
-def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
+def brute_force_candidates(buckets: Buckets, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
     """The slow twin of `candidate_pairs`: plain Python over sets, for tests and for reading."""
-    sketch_of = integer_sketches(postings.docs, postings.sketches)
-    buckets: dict[int, list[int]] = {}
-    for term, doc in zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True):
-        buckets.setdefault(term, []).append(doc)
+    sketch_of = integer_sketches(buckets.docs, buckets.sketches)
+    all_rows = np.split(buckets.doc_rows, buckets.ends[:-1])
+    docs_of = {
+        term: buckets.docs[rows].tolist()
+        for term, rows in zip(buckets.terms.tolist(), all_rows, strict=False)
+        if rows.size
+    }
     shared_terms: dict[tuple[int, int], int] = {}
     num_cut_buckets = num_cut_pairs = 0
-    for term, docs in buckets.items():
+    for term, docs in docs_of.items():
         compared = wanted = {pair for pair in combinations(docs, 2) if pair[1] >= first_new_doc}
         is_crowded = len(docs) > params.max_bucket_size or bool(
             brute_force_heads(docs, sketch_of, radius=params.crowd_distance, crowd_size=params.crowd_size)
         )
         if is_crowded and docs[-1] >= first_new_doc:
-            bits = np.roll(np.arange(_num_bits(postings)), -_first_bit(term, postings)).tolist()
+            bits = np.roll(np.arange(_num_bits(buckets)), -_first_bit(term, buckets)).tolist()
             compared = wanted & _brute_force_cut(docs, sketch_of, params, bits)
             num_cut_buckets += 1
         num_cut_pairs += len(wanted) - len(compared)
@@ -232,8 +207,8 @@ def brute_force_candidates(postings: TermPostings, params: CandidateParams, *, f
     return Candidates(
         pairs=np.array(pairs, dtype=np.uint64).reshape(-1, 2),
         shared_terms=np.array([shared_terms[pair] for pair in pairs], dtype=np.uint32),
-        num_buckets=len(buckets),
-        largest_bucket=max(map(len, buckets.values()), default=0),
+        num_buckets=len(docs_of),
+        largest_bucket=max(map(len, docs_of.values()), default=0),
         num_cut_buckets=num_cut_buckets,
         num_cut_pairs=num_cut_pairs,
     )
@@ -262,33 +237,26 @@ def _brute_force_cut(
 
 
 def _tally_cut(
-    tally: PairTally,
-    postings: TermPostings,
-    bounds: tuple[NDArray[np.int64], NDArray[np.int64]],
-    *,
-    ranks: NDArray[np.uint64],
-    params: CandidateParams,
-    first_new_row: int,
+    tally: PairTally, buckets: Buckets, cut: NDArray[np.int64], *, params: CandidateParams, first_new_row: int
 ) -> int:
-    """Tally the pairs of the crowded or oversized buckets that start and end at `bounds`.
+    """Tally the pairs of the crowded or oversized buckets of these numbers.
 
     Returns how many pairs with a new doc were not compared there.
     """
     num_cut_pairs = 0
-    for start, end in zip(*(bound.tolist() for bound in bounds), strict=True):
-        num_cut_pairs += _num_new_pairs(postings.doc_rows[start:end], first_new_row)
-        for keys, num_compared in _cut_keys(postings, (start, end), ranks, params, first_new_row):
+    for number in cut.tolist():
+        num_cut_pairs += _num_new_pairs(buckets.rows(number), first_new_row)
+        for keys, num_compared in _cut_keys(buckets, number, params, first_new_row):
             tally.add(keys)
             num_cut_pairs -= num_compared
     return num_cut_pairs
 
 
 def _regular_keys(
-    postings: TermPostings,
+    buckets: Buckets,
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     *,
-    ranks: NDArray[np.uint64],
     params: CandidateParams,
     first_new_row: int,
     among_new: bool,
@@ -309,9 +277,9 @@ def _regular_keys(
             starts,
             sizes,
             next_bucket,
-            postings.doc_rows,
-            ranks,
-            postings.sketches,
+            buckets.doc_rows,
+            buckets.docs,
+            buckets.sketches,
             params.max_sketch_distance,
             params.crowd_distance,
             params.crowd_size,
@@ -325,21 +293,17 @@ def _regular_keys(
 
 
 def _cut_keys(
-    postings: TermPostings,
-    bounds: tuple[int, int],
-    ranks: NDArray[np.uint64],
-    params: CandidateParams,
-    first_new_row: int,
+    buckets: Buckets, number: int, params: CandidateParams, first_new_row: int
 ) -> Iterator[tuple[NDArray[np.uint64], int]]:
     """Keys of the pairs of one crowded or oversized bucket, in chunks, each with the number of pairs compared."""
-    sketches, distance = postings.sketches, params.max_sketch_distance
-    num_bits, first_bit = _num_bits(postings), _first_bit(int(postings.terms[bounds[0]]), postings)
-    parts = [(postings.doc_rows[slice(*bounds)], 0)]
+    docs, sketches, distance = buckets.docs, buckets.sketches, params.max_sketch_distance
+    num_bits, first_bit = _num_bits(buckets), _first_bit(int(buckets.terms[number]), buckets)
+    parts = [(buckets.rows(number), 0)]
     while parts:
         rows, bits_used = parts.pop()
         if not rows.size or rows[-1] < first_new_row:
             continue
-        heads = crowd_heads(rows, ranks, sketches, params.crowd_distance, params.crowd_size)
+        heads = crowd_heads(rows, docs, sketches, params.crowd_distance, params.crowd_size)
         if heads.size:
             is_covered = np.empty(rows.size, np.bool_)
             keys = np.empty(min(MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
@@ -350,7 +314,7 @@ def _cut_keys(
                     led, heads, sketches, distance, params.crowd_distance, first_new_row, keys, covers
                 )
                 yield keys[:num_keys], 0
-            others = np.setdiff1d(rows, heads, assume_unique=True)
+            others = rows[~np.isin(rows, heads)]
             yield keys[:0], _num_new_pairs(rows, first_new_row) - _num_new_pairs(others, first_new_row)
             parts.append((rows[~is_covered], bits_used))
         elif rows.size <= params.max_bucket_size or bits_used == num_bits:
@@ -363,7 +327,7 @@ def _cut_keys(
             parts += [(rows[is_set], bits_used + 1), (rows[~is_set], bits_used + 1)]
 
 
-def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:
+def _num_new_pairs(rows: NDArray[np.uint32], first_new_row: int) -> int:
     """How many pairs of distinct rows have a new one: those of all rows without those of the known.
 
     >>> _num_new_pairs(np.array([3, 5, 7]), 7), _num_new_pairs(np.array([3, 5, 7]), 0)
@@ -373,32 +337,13 @@ def _num_new_pairs(rows: NDArray[np.int64], first_new_row: int) -> int:
     return (rows.size * (rows.size - 1) - num_known * (num_known - 1)) // 2
 
 
-def _num_bits(postings: TermPostings) -> int:
-    return BITS_PER_SKETCH * int(postings.sketches.shape[1])
+def _num_bits(buckets: Buckets) -> int:
+    return BITS_PER_SKETCH * int(buckets.sketches.shape[1])
 
 
-def _first_bit(term: int, postings: TermPostings) -> int:
+def _first_bit(term: int, buckets: Buckets) -> int:
     """The bit of the sketch that halves this term's bucket first: another for each table, so that halves differ."""
-    return int(mix64(np.uint64(term))) % _num_bits(postings)
-
-
-@njit(cache=True, nogil=True)
-def _walked_buckets(
-    terms: NDArray[np.uint64], doc_rows: NDArray[np.int64], first_new_row: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
-    """Fills what `WalkedBuckets` holds in one pass: arrays of the size of the postings cost more than all else here."""
-    starts, ends = np.empty(terms.size // 2, np.int64), np.empty(terms.size // 2, np.int64)
-    num_walked = num_buckets = largest = start = 0
-    for end in range(1, terms.size + 1):
-        if end < terms.size and terms[end] == terms[end - 1]:
-            continue
-        num_buckets += 1
-        largest = max(largest, end - start)
-        if end - start > 1 and doc_rows[end - 1] >= first_new_row:
-            starts[num_walked], ends[num_walked] = start, end
-            num_walked += 1
-        start = end
-    return starts[:num_walked].copy(), ends[:num_walked].copy(), num_buckets, largest
+    return int(mix64(np.uint64(term))) % _num_bits(buckets)
 
 
 @njit(cache=True, nogil=True)
@@ -406,8 +351,8 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     next_bucket: int,
-    doc_rows: NDArray[np.int64],
-    ranks: NDArray[np.uint64],
+    doc_rows: NDArray[np.uint32],
+    docs: NDArray[np.uint64],
     sketches: NDArray[np.uint64],
     max_distance: int,
     crowd_distance: int,
@@ -435,7 +380,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
             break
         gather_words(rows, sketches, words)
         if rows.size > UNCUT_PER_CROWD * crowd_size:
-            is_crowded[next_bucket] = is_crowd(rows, ranks, sketches, crowd_distance, crowd_size)
+            is_crowded[next_bucket] = is_crowd(rows, docs, sketches, crowd_distance, crowd_size)
         if not is_crowded[next_bucket]:
             num_keys = _pair_words(rows, words, first_new, end_left, max_distance, distances, num_keys, keys)
         next_bucket += 1
@@ -444,7 +389,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
 
 @njit(cache=True, nogil=True)
 def _pair_rows(
-    rows: NDArray[np.int64],
+    rows: NDArray[np.uint32],
     sketches: NDArray[np.uint64],
     max_distance: int,
     first_new_row: int,
@@ -459,7 +404,7 @@ def _pair_rows(
 
 @njit(cache=True, nogil=True)
 def _pair_words(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    rows: NDArray[np.int64],
+    rows: NDArray[np.uint32],
     words: NDArray[np.uint64],
     first_new: int,
     end_left: int,

@@ -28,9 +28,9 @@ _MAX_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 def outside_crowds(sketches: NDArray[np.uint64], *, radius: int, crowd_size: int) -> NDArray[np.bool_]:
     """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
-    rows = np.arange(len(sketches))
-    ranks = doc_ranks(rows.astype(np.uint64))
-    while (heads := crowd_heads(rows, ranks, sketches, radius, crowd_size)).size:
+    rows = np.arange(len(sketches), dtype=np.uint32)
+    docs = rows.astype(np.uint64)
+    while (heads := crowd_heads(rows, docs, sketches, radius, crowd_size)).size:
         is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
         pair_with_heads(rows, heads, sketches, 0, radius, 0, keys, is_covered)
         rows = rows[~is_covered]
@@ -74,23 +74,23 @@ def doc_ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @njit(cache=True, nogil=True)
 def is_crowd(
-    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+    rows: NDArray[np.uint32], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
 ) -> bool:
     """Whether a bucket of more than `UNCUT_PER_CROWD * crowd_size` rows has a head."""
-    sample = sample_of(rows, ranks, SAMPLE_PER_CROWD * crowd_size, crowd_size)
+    sample = sample_of(rows, docs, SAMPLE_PER_CROWD * crowd_size, crowd_size)
     return bool(_most_covered(sample, sketches, radius, crowd_size) >= crowd_size)
 
 
 @njit(cache=True, nogil=True)
 def crowd_heads(
-    rows: NDArray[np.int64], ranks: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
-) -> NDArray[np.int64]:
+    rows: NDArray[np.uint32], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+) -> NDArray[np.uint32]:
     """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
-    heads = np.empty(MAX_HEADS, np.int64)
+    heads = np.empty(MAX_HEADS, rows.dtype)
     num_heads = 0
     if rows.size <= UNCUT_PER_CROWD * crowd_size:
         return heads[:0]
-    sample = sample_of(rows, ranks, SAMPLE_PER_CROWD * crowd_size, crowd_size)
+    sample = sample_of(rows, docs, SAMPLE_PER_CROWD * crowd_size, crowd_size)
     is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
     while num_heads < MAX_HEADS and covered.max() >= crowd_size:
         head = np.argmax(10 * covered >= 9 * covered.max())
@@ -107,23 +107,25 @@ def crowd_heads(
 
 @njit(cache=True, nogil=True)
 def sample_of(
-    rows: NDArray[np.int64], ranks: NDArray[np.uint64], num_sampled: int, num_ordered: int
-) -> NDArray[np.int64]:
-    """The `num_sampled` rows of lowest rank, the first `num_ordered` ascending by rank.
+    rows: NDArray[np.uint32], docs: NDArray[np.uint64], num_sampled: int, num_ordered: int
+) -> NDArray[np.uint32]:
+    """The `num_sampled` rows whose `docs`, ascending, have the lowest ranks, the first `num_ordered` by rank.
 
     Ranks are uniform: few rows too many lie below a limit, and a rank tells almost where its row goes.
     """
     limit = _MAX_RANK
     if rows.size > 2 * num_sampled:
         limit = _MAX_RANK // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
-    lowest, their_ranks = np.empty(rows.size, np.int64), np.empty(rows.size, np.uint64)
+    lowest, their_ranks = np.empty(rows.size, rows.dtype), np.empty(rows.size, np.uint64)
     num_lowest = _ZERO
+    # Docs without gaps need not be looked at, each in another place of the memory.
+    are_consecutive = docs[docs.size - 1] - docs[0] == np.uint64(docs.size - 1)
     for i in range(np.uint64(rows.size)):
-        rank = ranks[rows[i]]
+        rank = mix64(docs[0] + np.uint64(rows[i]) if are_consecutive else docs[rows[i]])
         lowest[num_lowest], their_ranks[num_lowest] = rows[i], rank
         num_lowest += np.uint64(rank <= limit)
     if num_lowest < np.uint64(min(num_sampled, rows.size)):
-        return rows[np.argsort(ranks[rows])[:num_sampled]]
+        return rows[np.argsort(doc_ranks(docs[rows]))[:num_sampled]]
     lowest, their_ranks = lowest[:num_lowest], their_ranks[:num_lowest]
     bins, scale = np.empty(num_lowest, np.uint64), np.float64(num_lowest) / (np.float64(limit) + 1.0)
     places = np.zeros(num_lowest + np.uint64(1), np.uint64)
@@ -160,7 +162,7 @@ def _order_bins(
 
 
 @njit(cache=True, nogil=True)
-def gather_words(rows: NDArray[np.int64], sketches: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+def gather_words(rows: NDArray[np.uint32], sketches: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
     """Fills `words` `(words_per_sketch, n)`: a word of all rows lies together, for loops over many docs at once."""
     if len(words) != WORDS_PER_SKETCH:
         for i in range(np.uint64(rows.size)):
@@ -176,7 +178,7 @@ def gather_words(rows: NDArray[np.int64], sketches: NDArray[np.uint64], words: N
 
 
 @njit(cache=True, nogil=True)
-def _most_covered(sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int) -> int:
+def _most_covered(sample: NDArray[np.uint32], sketches: NDArray[np.uint64], radius: int, num_candidates: int) -> int:
     """The most docs of `sample` that one of its first covers; as `_near_candidates`, without saying which."""
     if sketches.shape[1] != WORDS_PER_SKETCH:
         return int(_near_candidates(sample, sketches, radius, num_candidates)[1].max())
@@ -202,7 +204,7 @@ def _most_covered(sample: NDArray[np.int64], sketches: NDArray[np.uint64], radiu
 
 @njit(cache=True, nogil=True)
 def _near_candidates(
-    sample: NDArray[np.int64], sketches: NDArray[np.uint64], radius: int, num_candidates: int
+    sample: NDArray[np.uint32], sketches: NDArray[np.uint64], radius: int, num_candidates: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of `sample` each of its first docs covers, `(num_candidates, sample)`, and how many that are."""
     num_sampled, limit = np.uint64(sample.size), np.uint64(radius)
@@ -237,8 +239,8 @@ def sketch_distance(sketches: NDArray[np.uint64], left: int, right: int) -> np.u
 
 @njit(cache=True, nogil=True)
 def pair_with_heads(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    rows: NDArray[np.int64],
-    heads: NDArray[np.int64],
+    rows: NDArray[np.uint32],
+    heads: NDArray[np.uint32],
     sketches: NDArray[np.uint64],
     max_distance: int,
     radius: int,

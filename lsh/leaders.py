@@ -22,12 +22,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lsh.bits import count_ones, mix64
-from lsh.blocks import TermPostings
+from lsh.buckets import Buckets
 from lsh.candidates import (
     CandidateParams,
     Candidates,
-    WalkedBuckets,
-    bounds_of_buckets,
     brute_force_candidates,
     candidate_pairs,
     integer_sketches,
@@ -140,52 +138,45 @@ def brute_force_leaders(sketch_of: dict[int, int]) -> list[int]:
 
 
 def candidates_with_leaders(
-    postings: TermPostings, params: CandidateParams, leaders: Leaders, *, spill: Spill | None = None
+    buckets: Buckets, params: CandidateParams, leaders: Leaders, *, spill: Spill | None = None
 ) -> Candidates:
     """As `candidate_pairs` of docs that are all new, but led docs are compared with their leader and those before it.
 
     A bucket in which pairs were left out for that counts as cut. Sketches of leaders have as many words as the docs'.
     """
     if not leaders.docs.size:
-        return candidate_pairs(postings, params, spill=spill)
-    places = _places_of(postings.docs, leaders)
-    led_by = _led_by(postings.sketches, leaders.sketches, _led_within(params))
-    is_leader = (places < leaders.docs.size)[postings.doc_rows]
-    is_other = (led_by == leaders.docs.size)[postings.doc_rows]
+        return candidate_pairs(buckets, params, spill=spill)
+    places = _places_of(buckets.docs, leaders)
+    led_by = _led_by(buckets.sketches, leaders.sketches, _led_within(params))
     last_met = np.where(places < leaders.docs.size, leaders.docs.size, led_by)
-    bounds = bounds_of_buckets(postings.terms)
-    sizes, num_leaders, num_others = (
-        np.add.reduceat(which, bounds[:-1], dtype=np.int64) if which.size else np.empty(0, np.int64)
-        for which in (np.ones(is_other.size, np.bool_), is_leader, is_other)
-    )
-    tally = PairTally(postings.docs, spill)
+    of_leaders = buckets.only((places < leaders.docs.size)[buckets.doc_rows])
+    of_others = buckets.only((led_by == leaders.docs.size)[buckets.doc_rows])
+    sizes, num_others = buckets.sizes, of_others.sizes
+    tally = PairTally(buckets.docs, spill)
     num_compared = np.zeros(sizes.size, np.int64)
-    for bucket in np.flatnonzero(num_leaders).tolist():
-        of_bucket = slice(bounds[bucket], bounds[bucket + 1])
-        rows = postings.doc_rows[of_bucket]
-        leader_rows = rows[is_leader[of_bucket]]
+    for number in np.flatnonzero(of_leaders.sizes).tolist():
+        rows, leader_rows = buckets.rows(number), of_leaders.rows(number)
         keys = np.empty(leader_rows.size * rows.size, np.uint64)
-        num_keys, num_compared[bucket] = _pair_with_leaders(
-            rows, leader_rows, places, last_met, postings.sketches, params.max_sketch_distance, keys
+        num_keys, num_compared[number] = _pair_with_leaders(
+            rows, leader_rows, places, last_met, buckets.sketches, params.max_sketch_distance, keys
         )
         tally.add(keys[:num_keys])
-    others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
-    cut_terms, num_cut_pairs = tally_buckets(tally, others, WalkedBuckets.of(others), params)
+    cut, num_cut_pairs = tally_buckets(tally, of_others, params)
     num_left_out = sizes * (sizes - 1) // 2 - num_others * (num_others - 1) // 2 - num_compared
     return Candidates.of(
         tally,
         num_buckets=sizes.size,
         largest_bucket=int(sizes.max(initial=0)),
-        num_cut_buckets=np.union1d(cut_terms, postings.terms[bounds[:-1]][num_left_out > 0]).size,
+        num_cut_buckets=np.union1d(cut, np.flatnonzero(num_left_out > 0)).size,
         num_cut_pairs=num_cut_pairs + int(num_left_out.sum()),
     )
 
 
 def brute_force_candidates_with_leaders(
-    postings: TermPostings, params: CandidateParams, leaders: Leaders
+    buckets: Buckets, params: CandidateParams, leaders: Leaders
 ) -> dict[tuple[int, int], int]:
     """The slow twin of `candidates_with_leaders`: each pair with the terms that it shares."""
-    sketch_of = integer_sketches(postings.docs, postings.sketches)
+    sketch_of = integer_sketches(buckets.docs, buckets.sketches)
     leader_sketches = list(integer_sketches(leaders.docs, leaders.sketches).values())
     place_of = {doc: place for place, doc in enumerate(leaders.docs.tolist())}
     nobody = len(place_of)
@@ -193,12 +184,11 @@ def brute_force_candidates_with_leaders(
         doc: next((place for place, led in enumerate(leader_sketches) if _is_led(sketch, led, params)), nobody)
         for doc, sketch in sketch_of.items()
     }
-    is_other = np.array([led_by[doc] == nobody for doc in postings.docs[postings.doc_rows].tolist()], np.bool_)
-    others = TermPostings(postings.terms[is_other], postings.doc_rows[is_other], postings.docs, postings.sketches)
-    found = brute_force_candidates(others, params)
+    is_other = np.array([led_by[doc] == nobody for doc in buckets.docs[buckets.doc_rows].tolist()], np.bool_)
+    found = brute_force_candidates(buckets.only(is_other), params)
     shared_terms = {tuple(pair): count for pair, count in zip(found.pairs.tolist(), found.shared_terms, strict=True)}
-    for term in set(postings.terms.tolist()):
-        docs = postings.docs[postings.doc_rows[postings.terms == term]].tolist()
+    for number in range(buckets.terms.size):
+        docs = buckets.docs[buckets.rows(number)].tolist()
         for left, right in combinations(docs, 2):
             is_near = (sketch_of[left] ^ sketch_of[right]).bit_count() <= params.max_sketch_distance
             first, last = sorted((left, right), key=lambda doc: place_of.get(doc, nobody))
@@ -228,8 +218,8 @@ def _places_of(docs: NDArray[np.uint64], leaders: Leaders) -> NDArray[np.int64]:
 
 @njit(cache=True, nogil=True)
 def _pair_with_leaders(  # noqa: PLR0917 - numba kernels take their arrays one by one
-    rows: NDArray[np.int64],
-    leader_rows: NDArray[np.int64],
+    rows: NDArray[np.uint32],
+    leader_rows: NDArray[np.uint32],
     places: NDArray[np.int64],
     last_met: NDArray[np.int64],
     sketches: NDArray[np.uint64],

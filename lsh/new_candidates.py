@@ -7,14 +7,15 @@ and paired like any other postings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.blocks import TermPostings, checked_postings, docs_once, merged_postings
+from lsh.blocks import docs_once, merged_postings
+from lsh.buckets import Buckets
 from lsh.candidates import CandidateParams, Candidates, candidate_pairs
 from lsh.pair_tally import Spill
 from lsh.posting_lists import PostingLists
@@ -32,12 +33,12 @@ def new_candidates(
     among_new: bool = True,
     spill: Spill | None = None,
 ) -> Candidates:
-    """What `candidate_pairs` finds in the postings of `join_postings`, where the docs of `new` are the new ones.
+    """What `candidate_pairs` finds in `joined_buckets`, where the docs of `new` are the new ones.
 
     Without `among_new` the pairs of two new docs, all of them behind the known ones, are left out. Raises FormatError
     for damaged lists.
     """
-    joined = join_postings(known, new, removed_docs=removed_docs)
+    joined = joined_buckets(known, new, removed_docs=removed_docs)
     first_new_doc = int(new.docs.min(initial=np.uint64((1 << 64) - 1)))
     if among_new:
         return candidate_pairs(joined, params, first_new_doc=first_new_doc, spill=spill)
@@ -84,48 +85,23 @@ def candidates_with_later(
     return replace(found, pairs=pairs, shared_terms=shared_terms)
 
 
-def join_postings(
-    known: Iterable[PostingLists], new: PostingLists, *, removed_docs: NDArray[np.uint64]
-) -> TermPostings:
-    """The postings of `new`, and those of `known` that share a term with them, without `removed_docs`, ascending.
+def joined_buckets(known: Iterable[PostingLists], new: PostingLists, *, removed_docs: NDArray[np.uint64]) -> Buckets:
+    """The buckets of `new` with the docs that `known` have in them, without `removed_docs`, ascending.
 
     Raises FormatError for damaged lists, and for a doc with different sketches.
     """
-    parts = [_Shared.of(lists, new.terms, removed_docs) for lists in known]
+    parts = [lists.buckets_of(new.terms, removed_docs=removed_docs) for lists in known]
     parts = [part for part in parts if part.doc_rows.size]
-    parts.append(_Shared.of(new, new.terms, np.empty(0, np.uint64)))
+    parts.append(new.buckets())
     docs, sketches, row_of = docs_once([part.docs for part in parts], [part.sketches for part in parts])
     if row_of is not None:
-        return merged_postings([part.postings(new.terms) for part in parts])
-    ends, doc_rows = _put_together(parts)
-    return _Shared(ends, doc_rows, docs, sketches).postings(new.terms)
+        return Buckets.of(merged_postings([part.postings() for part in parts]))
+    return Buckets(new.terms, *_put_together(parts), docs, sketches)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
-    """Postings of the wanted terms: `ends` `(num_wanted,)` of each term's `doc_rows` `(m,)`, else as `TermPostings`."""
-
-    ends: NDArray[np.int64]
-    doc_rows: NDArray[np.uint32]
-    docs: NDArray[np.uint64]
-    sketches: NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, lists: PostingLists, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]) -> _Shared:
-        return cls(*lists.rows_of(terms, removed_docs=removed_docs), lists.docs, lists.sketches)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """How many docs each term has."""
-        return np.diff(self.ends, prepend=0)
-
-    def postings(self, terms: NDArray[np.uint64]) -> TermPostings:
-        return checked_postings(np.repeat(terms, self.counts), self.doc_rows.astype(np.int64), self.docs, self.sketches)
-
-
-def _put_together(parts: Sequence[_Shared]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+def _put_together(parts: Sequence[Buckets]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """The ends and rows of parts whose docs follow one another, put in their places without sorting."""
-    counts = [part.counts for part in parts]
+    counts = [part.sizes for part in parts]
     ends = np.cumsum(np.sum(counts, axis=0))
     places = np.append(0, ends)[: ends.size]
     doc_rows = np.empty(sum(part.doc_rows.size for part in parts), np.uint32)

@@ -15,10 +15,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lsh.blocks import MAX_WORDS_PER_SKETCH, TermPostings, checked_postings
+from lsh.blocks import MAX_WORDS_PER_SKETCH
+from lsh.buckets import Buckets
 from lsh.errors import FormatError
 from lsh.framing import FrameBytes, FrameFormat
-from lsh.sorting import starts_of_runs
 from lsh.variable_byte import encode, encoded_sizes, gaps
 
 POSTING_LISTS = FrameFormat(
@@ -27,6 +27,7 @@ POSTING_LISTS = FrameFormat(
     version=2,
     counts=("num_terms", "num_docs", "words_per_sketch", "data_bytes"),
 )
+_NO_DOCS = np.empty(0, np.uint64)
 _MORE, _GROUP, _SEVEN = np.uint64(0x80), np.uint64(0x7F), np.uint64(7)
 
 
@@ -45,15 +46,15 @@ class PostingLists:
     data: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, postings: TermPostings) -> PostingLists:
-        """The lists that hold some postings."""
-        first = np.flatnonzero(starts_of_runs(postings.terms))
-        rows = postings.doc_rows.astype(np.uint64)
+    def of(cls, buckets: Buckets) -> PostingLists:
+        """The lists of some buckets, none of them empty."""
+        starts = buckets.ends - buckets.sizes
+        rows = buckets.doc_rows.astype(np.uint64)
         values = gaps(rows)
-        values[first] = rows[first]
+        values[starts] = rows[starts]
         ends = np.append(np.uint64(0), np.cumsum(encoded_sizes(values), dtype=np.uint64))
-        offsets = np.append(ends[first], ends[-1])
-        return cls(postings.terms[first], offsets, postings.docs, postings.sketches, encode(values))
+        offsets = np.append(ends[starts], ends[-1])
+        return cls(buckets.terms, offsets, buckets.docs, buckets.sketches, encode(values))
 
     def frame(self) -> list[bytes | memoryview]:
         """The buffers, one after the other, of the frame that `from_frame` reads."""
@@ -77,13 +78,12 @@ class PostingLists:
         terms, offsets, docs, sketches = (np.frombuffer(section, "<u8") for section in words)
         return cls(terms, offsets, docs, sketches.reshape(num_docs, words_per_sketch), data)
 
-    def rows_of(
-        self, terms: NDArray[np.uint64], *, removed_docs: NDArray[np.uint64]
+    def _rows_of(
+        self, terms: NDArray[np.uint64], removed_docs: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """The rows `(m,)` of each of `terms` `(k,)`, ascending and distinct, and where each one's end, `(k,)`.
-
-        `removed_docs`, ascending, are left out. Raises FormatError for damaged lists.
-        """
+        """Where the rows of each of `terms` end, and all of these rows."""
+        if np.any(self.docs[1:] <= self.docs[:-1]):
+            raise FormatError("docs of posting lists are not distinct and ascending; the lists are damaged")
         places = _places_of(terms, self.terms)
         starts, ends = self.offsets[places], self.offsets[np.minimum(places + 1, self.offsets.size - 1)]
         if np.any(starts > ends) or np.any(ends > self.data.size):
@@ -98,15 +98,16 @@ class PostingLists:
             raise FormatError("a posting list does not hold whole, distinct, ascending rows; the lists are damaged")
         return row_ends, rows[:num_rows]
 
-    def postings_of(self, terms: NDArray[np.uint64]) -> TermPostings:
-        """The postings of some terms, ascending and distinct, with all docs; raises FormatError for damaged lists."""
-        ends, rows = self.rows_of(terms, removed_docs=np.empty(0, np.uint64))
-        counts = np.diff(ends, prepend=0)
-        return checked_postings(np.repeat(terms, counts), rows.astype(np.int64), self.docs, self.sketches)
+    def buckets_of(self, terms: NDArray[np.uint64], *, removed_docs: NDArray[np.uint64] = _NO_DOCS) -> Buckets:
+        """The buckets of some terms, ascending and distinct, without `removed_docs`, ascending, and with all docs.
 
-    def postings(self) -> TermPostings:
-        """All postings; raises FormatError for damaged lists."""
-        return self.postings_of(self.terms)
+        Raises FormatError for damaged lists.
+        """
+        return Buckets(terms, *self._rows_of(terms, removed_docs), self.docs, self.sketches)
+
+    def buckets(self) -> Buckets:
+        """All buckets; raises FormatError for damaged lists."""
+        return self.buckets_of(self.terms)
 
 
 @njit(cache=True, nogil=True)

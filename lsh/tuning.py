@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
+from lsh.buckets import Buckets
 from lsh.candidates import CandidateParams, candidate_pairs
 from lsh.codes import pair_cosines, quantize
 from lsh.crowds import MAX_HEADS, outside_crowds
@@ -32,7 +33,6 @@ from lsh.near_pairs import NearPairs, near_pairs
 from lsh.plans import MAX_TABLES, MIN_TABLES, Plan, Prediction, TuningTarget, UnitCosts
 from lsh.rotations import checked_embeddings
 from lsh.sketches import BITS_PER_SKETCH, WORDS_PER_SKETCH, hamming_distances, long_sketches
-from lsh.sorting import starts_of_runs
 from lsh.terms import TermHasher, TermParams
 
 MIN_SAMPLE = 1000
@@ -146,11 +146,11 @@ def measured(embeddings: NDArray[np.float32], plan: Plan, near: NearPairs) -> Pr
     pair_blocks, num_walked, largest_bucket = [], 0, 0
     for part in zip(*blocks, strict=True):
         started = thread_time()
-        postings = decode_term_blocks(part)
-        found = candidate_pairs(postings, plan.candidates)
+        buckets = Buckets.of(decode_term_blocks(part))
+        found = candidate_pairs(buckets, plan.candidates)
         pair_blocks.append(encode_pair_block(found.pairs, found.shared_terms))
         join_s += thread_time() - started
-        sizes = np.diff(np.append(np.flatnonzero(starts_of_runs(postings.terms)), postings.terms.size))
+        sizes = buckets.sizes
         num_walked += int((sizes * (sizes - 1) // 2).sum()) - found.num_cut_pairs
         largest_bucket = max(largest_bucket, found.largest_bucket)
     codes = quantize(rows)
@@ -195,11 +195,11 @@ def measured_costs(sample: NDArray[np.float32]) -> UnitCosts:
     costs = UnitCosts(posting_s=0, walked_s=0, kept_s=0, verified_s=0)
     for _ in range(2):  # the first round compiles
         started = thread_time()
-        postings = decode_term_blocks(encode_term_blocks(terms, docs, row_sketches, num_partitions=1))
+        buckets = Buckets.of(decode_term_blocks(encode_term_blocks(terms, docs, row_sketches, num_partitions=1)))
         decoded = thread_time()
-        candidate_pairs(postings, replace(_UNCUT, max_sketch_distance=0))
+        candidate_pairs(buckets, replace(_UNCUT, max_sketch_distance=0))
         walked = thread_time()
-        kept = candidate_pairs(postings, _UNCUT)
+        kept = candidate_pairs(buckets, _UNCUT)
         tallied = thread_time()
         decode_pair_blocks([encode_pair_block(kept.pairs, kept.shared_terms)])
         packed = thread_time()
@@ -372,7 +372,7 @@ def _count(rows: NDArray[np.float32], near: NearPairs, params: TermParams, targe
     sketch_s = (thread_time() - started) / len(rows)
     docs = np.arange(len(rows), dtype=np.uint64)
     blocks = encode_term_blocks(terms, docs, row_sketches, num_partitions=1)
-    found = candidate_pairs(decode_term_blocks(blocks), _UNCUT)
+    found = candidate_pairs(Buckets.of(decode_term_blocks(blocks)), _UNCUT)
     lefts, rights = found.pairs.astype(np.int64).T
     below = _cosines(rows, lefts, rights) < target.min_similarity
     shared = found.shared_terms.astype(np.int64)

@@ -131,7 +131,7 @@ def test_the_blocks_of_a_part_become_its_lists(tmp_path: Path) -> None:
         assert merged[part] == {"part": part, "block_bytes": 2 * len(blocks[part])}
         expected, postings = (
             decode_term_blocks([blocks[part]]),
-            read_lists(str(tmp_path / "posting_lists"), part).postings(),
+            read_lists(str(tmp_path / "posting_lists"), part).buckets().postings(),
         )
         for name in ("terms", "doc_rows", "docs", "sketches"):
             np.testing.assert_array_equal(getattr(postings, name), getattr(expected, name))

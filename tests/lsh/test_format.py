@@ -9,6 +9,7 @@ import numpy as np
 
 import lsh
 from lsh.blocks import decode_pair_blocks, decode_term_blocks, encode_pair_block, encode_term_blocks
+from lsh.buckets import Buckets
 from lsh.posting_lists import PostingLists
 from lsh.variable_byte import encode
 
@@ -66,7 +67,7 @@ def test_pair_block_example_is_what_encoding_writes() -> None:
 
 def test_posting_lists_example_decodes() -> None:
     """The worked posting lists decode to the postings of the worked term block."""
-    postings = PostingLists.from_frame(worked_example("posting-lists")).postings()
+    postings = PostingLists.from_frame(worked_example("posting-lists")).buckets().postings()
     expected = decode_term_blocks([worked_example("term-block")])
 
     for name in ("terms", "doc_rows", "docs", "sketches"):
@@ -75,6 +76,6 @@ def test_posting_lists_example_decodes() -> None:
 
 def test_posting_lists_example_is_what_encoding_writes() -> None:
     """The lists of the worked term block are the worked posting lists."""
-    lists = PostingLists.of(decode_term_blocks([worked_example("term-block")]))
+    lists = PostingLists.of(Buckets.of(decode_term_blocks([worked_example("term-block")])))
 
     assert b"".join(lists.frame()) == worked_example("posting-lists")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lsh.blocks import TermPostings
+from lsh.buckets import Buckets
 from lsh.candidates import CandidateParams, candidate_pairs
 from lsh.leaders import (
     MIN_CLOSE,
@@ -28,7 +28,7 @@ from tests.lsh.test_candidates import (
     assert_same,
     large_cluster,
     largest_cluster,
-    make_postings,
+    make_buckets,
 )
 
 
@@ -78,13 +78,13 @@ def test_candidates_with_leaders_equal_brute_force(
     terms = rng.integers(0, 3, (num_docs, 2), dtype=np.uint64)
     kinds = rng.integers(0, 2**64, (3, 1), dtype=np.uint64)
     sketches = rng.choice(kinds, num_docs) ^ (np.uint64(1) << rng.integers(0, 64, (num_docs, 1), dtype=np.uint64))
-    postings = make_postings(terms, sketches)
-    rows = rng.choice(postings.docs.size, min(num_present, postings.docs.size), replace=False)
-    docs = np.concatenate([postings.docs[rows], np.arange(num_absent, dtype=np.uint64) + np.uint64(10_000)])
+    buckets = make_buckets(terms, sketches)
+    rows = rng.choice(buckets.docs.size, min(num_present, buckets.docs.size), replace=False)
+    docs = np.concatenate([buckets.docs[rows], np.arange(num_absent, dtype=np.uint64) + np.uint64(10_000)])
     absent = rng.choice(np.append(kinds, [[np.uint64(0)]], axis=0), num_absent)
-    leaders = Leaders(docs, np.concatenate([postings.sketches[rows].reshape(-1, 1), absent]))
-    found = candidates_with_leaders(postings, params, leaders)
-    expected = brute_force_candidates_with_leaders(postings, params, leaders)
+    leaders = Leaders(docs, np.concatenate([buckets.sketches[rows].reshape(-1, 1), absent]))
+    found = candidates_with_leaders(buckets, params, leaders)
+    expected = brute_force_candidates_with_leaders(buckets, params, leaders)
 
     assert dict(zip(map(tuple, found.pairs.tolist()), found.shared_terms.tolist(), strict=True)) == expected
     assert sorted(expected) == list(map(tuple, found.pairs.tolist()))
@@ -94,9 +94,9 @@ def test_what_leaders_leave_out_is_counted() -> None:
     """Of ten led docs in one bucket the leader's nine pairs are compared, in a bucket without it none of its three."""
     terms = np.full((10, 2), 7, dtype=np.uint64)
     terms[:, 1] = [9, 9, 9, *range(20, 27)]
-    postings = make_postings(terms, np.zeros(10, dtype=np.uint64), doc_step=1)
+    buckets = make_buckets(terms, np.zeros(10, dtype=np.uint64), doc_step=1)
     leaders = Leaders(np.array([5], np.uint64), np.zeros((1, 1), np.uint64))
-    found = candidates_with_leaders(postings, CandidateParams(), leaders)
+    found = candidates_with_leaders(buckets, CandidateParams(), leaders)
 
     assert found.pairs.tolist() == [[0, 5], [1, 5], [2, 5], [3, 5], [4, 5], [5, 6], [5, 7], [5, 8], [5, 9]]
     assert (found.num_cut_buckets, found.num_cut_pairs) == (2, 45 - 9 + 3)
@@ -106,9 +106,9 @@ def test_what_leaders_leave_out_is_counted() -> None:
 def test_a_doc_that_may_not_match_a_leader_is_not_led() -> None:
     """Two docs 3 bits from a leader stay candidates of each other where the sketch distance is 4, and of the leader."""
     sketches = np.array([0, 7, 7], dtype=np.uint64)
-    postings = make_postings(np.zeros((3, 1), dtype=np.uint64), sketches, doc_step=1)
+    buckets = make_buckets(np.zeros((3, 1), dtype=np.uint64), sketches, doc_step=1)
     leaders = Leaders(np.array([0], np.uint64), np.zeros((1, 1), np.uint64))
-    found = candidates_with_leaders(postings, CandidateParams(max_sketch_distance=4), leaders)
+    found = candidates_with_leaders(buckets, CandidateParams(max_sketch_distance=4), leaders)
 
     assert found.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
 
@@ -116,25 +116,25 @@ def test_a_doc_that_may_not_match_a_leader_is_not_led() -> None:
 def test_a_doc_meets_the_leaders_up_to_its_own() -> None:
     """Of three leaders of one bucket: docs led by the second meet the first two, an unled one and leaders meet all."""
     sketches = np.array([0, 0x3F, 0xFF, 0x3F << 20, 0xFF << 30], dtype=np.uint64)
-    postings = make_postings(np.zeros((5, 1), dtype=np.uint64), sketches, doc_step=1)
+    buckets = make_buckets(np.zeros((5, 1), dtype=np.uint64), sketches, doc_step=1)
     leaders = Leaders(np.array([0, 1, 3], np.uint64), sketches[[0, 1, 3]].reshape(-1, 1))
-    found = candidates_with_leaders(postings, CandidateParams(max_sketch_distance=14), leaders)
+    found = candidates_with_leaders(buckets, CandidateParams(max_sketch_distance=14), leaders)
 
     assert found.pairs.tolist() == [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [1, 3], [1, 4], [3, 4]]
 
 
 def test_without_leaders_candidates_are_as_ever() -> None:
     """No leaders change nothing."""
-    _, postings = large_cluster(0.99, num_docs=500)
+    _, buckets = large_cluster(0.99, num_docs=500)
 
     assert_same(
-        candidates_with_leaders(postings, CandidateParams(), NO_LEADERS), candidate_pairs(postings, CandidateParams())
+        candidates_with_leaders(buckets, CandidateParams(), NO_LEADERS), candidate_pairs(buckets, CandidateParams())
     )
 
 
-def crowd_leaders(rows: NDArray[np.float32], postings: TermPostings) -> Leaders:
+def crowd_leaders(rows: NDArray[np.float32], buckets: Buckets) -> Leaders:
     """The leaders of a `large_cluster`."""
-    return choose_leaders(postings.docs, postings.sketches, TermHasher(LARGE_CLUSTER_TERMS).terms(rows))
+    return choose_leaders(buckets.docs, buckets.sketches, TermHasher(LARGE_CLUSTER_TERMS).terms(rows))
 
 
 def test_a_crowd_that_would_miss_its_leader_has_none() -> None:
@@ -150,9 +150,9 @@ def test_a_crowd_that_would_miss_its_leader_has_none() -> None:
 @pytest.mark.parametrize("cosine", [1.0, 0.99])
 def test_a_tight_crowd_is_led_and_one_cluster(cosine: float) -> None:
     """Images at one cosine to a common centre are cut into one cluster, though most meet nothing but leaders."""
-    rows, postings = large_cluster(cosine, num_docs=6000)
-    leaders = crowd_leaders(rows, postings)
-    found = candidates_with_leaders(postings, CandidateParams(max_sketch_distance=70), leaders)
+    rows, buckets = large_cluster(cosine, num_docs=6000)
+    leaders = crowd_leaders(rows, buckets)
+    found = candidates_with_leaders(buckets, CandidateParams(max_sketch_distance=70), leaders)
 
     assert leaders.docs.size
     assert largest_cluster(rows, found) == len(rows)
@@ -160,17 +160,17 @@ def test_a_tight_crowd_is_led_and_one_cluster(cosine: float) -> None:
 
 def test_a_loose_crowd_is_not_led() -> None:
     """Hundreds are close to one doc and thousands of the same crowd are not: heads have them, of each bucket."""
-    rows, postings = large_cluster(0.97, num_docs=20_000)
+    rows, buckets = large_cluster(0.97, num_docs=20_000)
 
-    assert crowd_leaders(rows, postings).docs.size == 0
+    assert crowd_leaders(rows, buckets).docs.size == 0
 
 
 def test_a_doc_of_a_tight_crowd_meets_few_leaders() -> None:
     """Where buckets alone give every doc a dozen others, one leader is about all that it meets."""
-    rows, postings = large_cluster(0.99, num_docs=20_000)
-    leaders = crowd_leaders(rows, postings)
-    found = candidates_with_leaders(postings, CandidateParams(), leaders)
+    rows, buckets = large_cluster(0.99, num_docs=20_000)
+    leaders = crowd_leaders(rows, buckets)
+    found = candidates_with_leaders(buckets, CandidateParams(), leaders)
 
     assert leaders.docs.size
-    assert len(candidate_pairs(postings, CandidateParams()).pairs) > 10 * 20_000
+    assert len(candidate_pairs(buckets, CandidateParams()).pairs) > 10 * 20_000
     assert len(found.pairs) < 2 * 20_000

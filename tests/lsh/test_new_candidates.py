@@ -21,9 +21,10 @@ from lsh.blocks import (
     encode_term_blocks,
     merged_postings,
 )
+from lsh.buckets import Buckets
 from lsh.candidates import CandidateParams, Candidates, brute_force_candidates
 from lsh.errors import FormatError
-from lsh.new_candidates import candidates_with_later, join_postings, new_candidates
+from lsh.new_candidates import candidates_with_later, joined_buckets, new_candidates
 from lsh.pair_tally import PairTally, Spill
 from lsh.posting_lists import PostingLists
 
@@ -49,17 +50,17 @@ def lists_of(docs: NDArray[np.uint64], *, num_terms: int, seed: int, num_words: 
 
 
 def lists_with(terms: NDArray[np.uint64], docs: NDArray[np.uint64], sketches: NDArray[np.uint64]) -> PostingLists:
-    return PostingLists.of(decode_term_blocks(encode_term_blocks(terms, docs, sketches, num_partitions=1)))
+    return PostingLists.of(Buckets.of(decode_term_blocks(encode_term_blocks(terms, docs, sketches, num_partitions=1))))
 
 
 def twin(
     known: Sequence[PostingLists], new: PostingLists, params: CandidateParams, removed: NDArray[np.uint64]
 ) -> Candidates:
     """All docs of the new terms together, in sets."""
-    merged = merged_postings([lists.postings() for lists in (*known, new)])
+    merged = merged_postings([lists.buckets().postings() for lists in (*known, new)])
     is_wanted = np.isin(merged.terms, new.terms) & ~np.isin(merged.docs[merged.doc_rows], removed)
     joined = TermPostings(merged.terms[is_wanted], merged.doc_rows[is_wanted], merged.docs, merged.sketches)
-    return brute_force_candidates(joined, params, first_new_doc=int(new.docs[0]))
+    return brute_force_candidates(Buckets.of(joined), params, first_new_doc=int(new.docs[0]))
 
 
 def assert_same(actual: Candidates, expected: Candidates) -> None:
@@ -225,7 +226,8 @@ def test_lists_of_other_runs_are_refused() -> None:
         new_candidates([known], new, CandidateParams(), removed_docs=none)
 
 
-def postings_of(postings: TermPostings) -> list[tuple[int, int]]:
+def postings_of(buckets: Buckets) -> list[tuple[int, int]]:
+    postings = buckets.postings()
     return list(zip(postings.terms.tolist(), postings.docs[postings.doc_rows].tolist(), strict=True))
 
 
@@ -247,8 +249,8 @@ def test_joined_lists_hold_the_terms_of_the_new(
         if known[start::num_known_lists]
     ]
     new_lists = lists_of(words(new), num_terms=9, seed=1)
-    joined = join_postings(iter(known_lists), new_lists, removed_docs=words(sorted(removed)))
-    everything = postings_of(lists_of(words(sorted(docs)), num_terms=9, seed=1).postings())
+    joined = joined_buckets(iter(known_lists), new_lists, removed_docs=words(sorted(removed)))
+    everything = postings_of(lists_of(words(sorted(docs)), num_terms=9, seed=1).buckets())
     new_terms = {term for term, doc in everything if doc in new}
 
     assert postings_of(joined) == [(term, doc) for term, doc in everything if term in new_terms and doc not in removed]

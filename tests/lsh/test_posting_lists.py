@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lsh.blocks import TermPostings, decode_term_blocks, encode_term_blocks
+from lsh.blocks import decode_term_blocks, encode_term_blocks
+from lsh.buckets import Buckets
 from lsh.errors import FormatError
 from lsh.posting_lists import POSTING_LISTS, PostingLists
 
-NONE = np.empty(0, np.uint64)
 term = st.integers(0, 40) | st.integers(2**63, 2**64 - 1)
 docs_and_terms = st.dictionaries(st.integers(0, 400), st.lists(term, min_size=2, max_size=2), max_size=40)
 
@@ -26,33 +26,34 @@ def words(values: Any) -> NDArray[np.uint64]:
     return np.array(values, dtype=np.uint64)
 
 
-def postings_of(terms_of_doc: dict[int, list[int]]) -> TermPostings:
+def buckets_of(terms_of_doc: dict[int, list[int]]) -> Buckets:
     docs = sorted(terms_of_doc)
     terms = words([terms_of_doc[doc] for doc in docs]).reshape(-1, 2)
     sketches = words([[doc, 2**64 - 1 - doc] for doc in docs]).reshape(-1, 2)
-    return decode_term_blocks(encode_term_blocks(terms, words(docs), sketches, num_partitions=1) if docs else [])
+    blocks = encode_term_blocks(terms, words(docs), sketches, num_partitions=1) if docs else []
+    return Buckets.of(decode_term_blocks(blocks))
 
 
 def lists_of(terms_of_doc: dict[int, list[int]]) -> PostingLists:
-    return PostingLists.of(postings_of(terms_of_doc))
+    return PostingLists.of(buckets_of(terms_of_doc))
 
 
 def frame_of(lists: PostingLists) -> bytes:
     return b"".join(lists.frame())
 
 
-def assert_same(actual: TermPostings, expected: TermPostings) -> None:
-    for name in ("terms", "doc_rows", "docs", "sketches"):
+def assert_same(actual: Buckets, expected: Buckets) -> None:
+    for name in ("terms", "ends", "doc_rows", "docs", "sketches"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
 @given(docs_and_terms)
 def test_lists_survive_their_bytes(terms_of_doc: dict[int, list[int]]) -> None:
-    """Lists read from the bytes they were written to hold the same postings, and write the same bytes again."""
-    expected = postings_of(terms_of_doc)
+    """Lists read from the bytes they were written to hold the same buckets, and write the same bytes again."""
+    expected = buckets_of(terms_of_doc)
     lists = PostingLists.from_frame(frame_of(PostingLists.of(expected)))
 
-    assert_same(lists.postings(), expected)
+    assert_same(lists.buckets(), expected)
     assert frame_of(lists) == frame_of(PostingLists.of(expected))
 
 
@@ -64,21 +65,20 @@ def test_lists_of_some_terms_are_those_of_a_scan(
     wanted |= {terms[0] for terms in list(terms_of_doc.values())[::3]}
     asked = sorted(wanted)
     lists = lists_of(terms_of_doc)
-    ends, rows = lists.rows_of(words(asked), removed_docs=words(sorted(removed)))
-    found = [docs.tolist() for docs in np.split(lists.docs[rows], ends[:-1])] if asked else []
+    found = lists.buckets_of(words(asked), removed_docs=words(sorted(removed)))
 
-    assert found == [
+    assert [found.docs[found.rows(number)].tolist() for number in range(len(asked))] == [
         [doc for doc in sorted(terms_of_doc) if one in terms_of_doc[doc] and doc not in removed] for one in asked
     ]
 
 
 def test_few_terms_of_many_are_found() -> None:
     """First, last, neighbouring and missing terms, near and far from one another."""
-    postings = TermPostings(words(range(0, 3000, 3)), np.zeros(1000, np.int64), words([7]), words([[1]]))
+    terms = words(range(0, 3000, 3))
+    lists = PostingLists.of(Buckets(terms, np.arange(1, 1001), np.zeros(1000, np.uint32), words([7]), words([[1]])))
     asked = [0, 1, 3, 6, 1500, 1501, 2994, 2997, 2998, 5000]
-    ends, _ = PostingLists.of(postings).rows_of(words(asked), removed_docs=NONE)
 
-    assert np.diff(ends, prepend=0).tolist() == [int(one % 3 == 0 and one < 3000) for one in asked]
+    assert lists.buckets_of(words(asked)).sizes.tolist() == [int(one % 3 == 0 and one < 3000) for one in asked]
 
 
 def test_sections_in_a_frame_are_aligned() -> None:
@@ -122,17 +122,18 @@ def test_every_truncation_raises() -> None:
         ({"data": [*[0xFF] * 6, 1], "offsets": [0, 6, 7]}, "whole, distinct, ascending"),
         ({"offsets": [0, 4, 3]}, "behind all"),
         ({"offsets": [2, 0, 3]}, "ends before it starts"),
+        ({"docs": [300, 5]}, "docs of posting lists are not"),
     ],
 )
 def test_damaged_lists_raise_when_they_are_read(changed: dict[str, list[int]], message: str) -> None:
-    """Repeated rows, rows of no doc, cut or long codes and wrong offsets, of lists whose checksum nobody has read."""
+    """Repeated rows, rows of no doc, cut or long codes, wrong offsets and docs, where nobody has read the checksum."""
     whole = lists_of({5: [3, 3], 300: [3, 200]})
-    dtypes = {"data": np.uint8, "offsets": np.uint64}
+    dtypes = {"data": np.uint8, "offsets": np.uint64, "docs": np.uint64}
     damaged = replace(whole, **{name: np.array(values, dtypes[name]) for name, values in changed.items()})
     lists = PostingLists.from_frame(frame_of(damaged), is_verified=True)
 
     with pytest.raises(FormatError, match=message):
-        lists.postings()
+        lists.buckets()
 
 
 @pytest.mark.parametrize("words_per_sketch", [0, 65])
