@@ -127,7 +127,7 @@ class Scope:
     """The `rows` `(n,)`, ascending, of the live images whose clusters may change, all of them without a night before.
 
     By content doc, `is_touched` tells which contents are touched, whose matches with live ones are the `edges`, and
-    `degrees` how many live ones each content in the scope matches.
+    `degrees` how many live ones each content in the scope matches, where there was a night.
     """
 
     rows: NDArray[np.int64]
@@ -173,7 +173,8 @@ def scope_of(
         gone_from = last.assigned.canonical_docs[last.removed_docs]
         leads = _marked(num_docs, canonical_docs[is_in[:num_known]], gone_from)
         is_in[:num_known] |= leads[canonical_docs]
-    return Scope(np.flatnonzero(is_in), is_touched, touching, _degrees(edges, is_near, is_live))
+    degrees = _degrees(edges, is_near, is_live) if last is not None else np.empty(0, np.int64)
+    return Scope(np.flatnonzero(is_in), is_touched, touching, degrees)
 
 
 def _marked(num_docs: int, *docs: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -185,9 +186,8 @@ def _marked(num_docs: int, *docs: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _degrees(edges: Edges, is_near: NDArray[np.bool_], is_live: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How many live contents each content that `is_near` matches, by content doc, 0 for others."""
-    degrees = np.zeros(is_near.size, np.int64)
+    counted = []
     for ends, others in ((edges.lefts, edges.rights), (edges.rights, edges.lefts)):
         is_wanted = is_near[ends]
-        counted = ends[is_wanted][is_live[others[is_wanted]]]
-        degrees += np.bincount(counted, minlength=is_near.size)
-    return degrees
+        counted.append(ends[is_wanted][is_live[others[is_wanted]]])
+    return np.bincount(np.concatenate(counted), minlength=is_near.size)

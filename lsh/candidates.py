@@ -31,6 +31,7 @@ from lsh.buckets import Buckets
 from lsh.crowds import (
     UNCUT_PER_CROWD,
     are_within,
+    bases_of,
     brute_force_heads,
     crowd_heads,
     gather_words,
@@ -164,11 +165,12 @@ def tally_buckets(
     walked = walked[buckets.doc_rows[buckets.ends[walked] - 1] >= first_new_row]
     is_oversized = sizes[walked] > params.max_bucket_size
     regular = walked[~is_oversized]
-    is_crowded = np.zeros(regular.size, np.bool_)
+    is_crowded, bases = np.zeros(regular.size, np.bool_), bases_of(buckets.docs)
     for keys in _regular_keys(
         buckets,
         buckets.ends[regular] - sizes[regular],
         sizes[regular],
+        bases=bases,
         params=params,
         first_new_row=first_new_row,
         among_new=among_new,
@@ -176,7 +178,7 @@ def tally_buckets(
     ):
         tally.add(keys)
     cut = np.union1d(walked[is_oversized], regular[is_crowded])
-    return cut, _tally_cut(tally, buckets, cut, params=params, first_new_row=first_new_row)
+    return cut, _tally_cut(tally, buckets, cut, bases=bases, params=params, first_new_row=first_new_row)
 
 
 def brute_force_candidates(buckets: Buckets, params: CandidateParams, *, first_new_doc: int = 0) -> Candidates:
@@ -237,7 +239,13 @@ def _brute_force_cut(
 
 
 def _tally_cut(
-    tally: PairTally, buckets: Buckets, cut: NDArray[np.int64], *, params: CandidateParams, first_new_row: int
+    tally: PairTally,
+    buckets: Buckets,
+    cut: NDArray[np.int64],
+    *,
+    bases: NDArray[np.uint64],
+    params: CandidateParams,
+    first_new_row: int,
 ) -> int:
     """Tally the pairs of the crowded or oversized buckets of these numbers.
 
@@ -246,7 +254,7 @@ def _tally_cut(
     num_cut_pairs = 0
     for number in cut.tolist():
         num_cut_pairs += _num_new_pairs(buckets.rows(number), first_new_row)
-        for keys, num_compared in _cut_keys(buckets, number, params, first_new_row):
+        for keys, num_compared in _cut_keys(buckets, number, bases, params, first_new_row):
             tally.add(keys)
             num_cut_pairs -= num_compared
     return num_cut_pairs
@@ -257,6 +265,7 @@ def _regular_keys(
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     *,
+    bases: NDArray[np.uint64],
     params: CandidateParams,
     first_new_row: int,
     among_new: bool,
@@ -279,6 +288,7 @@ def _regular_keys(
             next_bucket,
             buckets.doc_rows,
             buckets.docs,
+            bases,
             buckets.sketches,
             params.max_sketch_distance,
             params.crowd_distance,
@@ -293,7 +303,7 @@ def _regular_keys(
 
 
 def _cut_keys(
-    buckets: Buckets, number: int, params: CandidateParams, first_new_row: int
+    buckets: Buckets, number: int, bases: NDArray[np.uint64], params: CandidateParams, first_new_row: int
 ) -> Iterator[tuple[NDArray[np.uint64], int]]:
     """Keys of the pairs of one crowded or oversized bucket, in chunks, each with the number of pairs compared."""
     docs, sketches, distance = buckets.docs, buckets.sketches, params.max_sketch_distance
@@ -303,7 +313,7 @@ def _cut_keys(
         rows, bits_used = parts.pop()
         if not rows.size or rows[-1] < first_new_row:
             continue
-        heads = crowd_heads(rows, docs, sketches, params.crowd_distance, params.crowd_size)
+        heads = crowd_heads(rows, docs, bases, sketches, params.crowd_distance, params.crowd_size)
         if heads.size:
             is_covered = np.empty(rows.size, np.bool_)
             keys = np.empty(min(MIN_KEYS_PER_CHUNK, heads.size * rows.size), dtype=np.uint64)
@@ -353,6 +363,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
     next_bucket: int,
     doc_rows: NDArray[np.uint32],
     docs: NDArray[np.uint64],
+    bases: NDArray[np.uint64],
     sketches: NDArray[np.uint64],
     max_distance: int,
     crowd_distance: int,
@@ -380,7 +391,7 @@ def _pair_buckets(  # noqa: PLR0917 - numba kernels take their arrays one by one
             break
         gather_words(rows, sketches, words)
         if rows.size > UNCUT_PER_CROWD * crowd_size:
-            is_crowded[next_bucket] = is_crowd(rows, docs, sketches, crowd_distance, crowd_size)
+            is_crowded[next_bucket] = is_crowd(rows, docs, bases, sketches, words, crowd_distance, crowd_size)
         if not is_crowded[next_bucket]:
             num_keys = _pair_words(rows, words, first_new, end_left, max_distance, distances, num_keys, keys)
         next_bucket += 1

@@ -21,7 +21,9 @@ from lsh.sketches import WORDS_PER_SKETCH
 MAX_HEADS = 8
 SAMPLE_PER_CROWD = 8
 UNCUT_PER_CROWD = 4
+DOCS_PER_BASE = 64
 _ROW_BITS = np.uint64(32)
+_NO_BASE = np.uint64(0xFFFFFFFFFFFFFFFF)
 _ZERO = np.uint64(0)
 _MAX_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -30,7 +32,8 @@ def outside_crowds(sketches: NDArray[np.uint64], *, radius: int, crowd_size: int
     """Which of `(n, words_per_sketch)` sketches are left when crowds are taken out of them as out of a bucket."""
     rows = np.arange(len(sketches), dtype=np.uint32)
     docs = rows.astype(np.uint64)
-    while (heads := crowd_heads(rows, docs, sketches, radius, crowd_size)).size:
+    bases = bases_of(docs)
+    while (heads := crowd_heads(rows, docs, bases, sketches, radius, crowd_size)).size:
         is_covered, keys = np.empty(rows.size, np.bool_), np.empty(heads.size * rows.size, np.uint64)
         pair_with_heads(rows, heads, sketches, 0, radius, 0, keys, is_covered)
         rows = rows[~is_covered]
@@ -72,25 +75,50 @@ def doc_ranks(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return ranks
 
 
+def bases_of(docs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The first of each `DOCS_PER_BASE` of `docs`, ascending, where these have no gaps, and the largest word elsewhere.
+
+    Most docs have no gaps: then this is all that need be looked at, a few words that stay in a cache.
+    """
+    firsts = docs[::DOCS_PER_BASE]
+    lasts = docs[np.minimum(np.arange(firsts.size) * DOCS_PER_BASE + DOCS_PER_BASE - 1, docs.size - 1)]
+    sizes = np.minimum(DOCS_PER_BASE, docs.size - np.arange(firsts.size) * DOCS_PER_BASE)
+    return np.where(lasts - firsts == sizes.astype(np.uint64) - np.uint64(1), firsts, _NO_BASE)
+
+
 @njit(cache=True, nogil=True)
-def is_crowd(
-    rows: NDArray[np.uint32], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+def is_crowd(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    rows: NDArray[np.uint32],
+    docs: NDArray[np.uint64],
+    bases: NDArray[np.uint64],
+    sketches: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    radius: int,
+    crowd_size: int,
 ) -> bool:
-    """Whether a bucket of more than `UNCUT_PER_CROWD * crowd_size` rows has a head."""
-    sample = sample_of(rows, docs, SAMPLE_PER_CROWD * crowd_size, crowd_size)
-    return bool(_most_covered(sample, sketches, radius, crowd_size) >= crowd_size)
+    """Whether a bucket of more than `UNCUT_PER_CROWD * crowd_size` rows has a head; `words` are those of its rows."""
+    sample = sample_of(rows, docs, bases, SAMPLE_PER_CROWD * crowd_size, crowd_size)
+    if sample.size < rows.size:
+        words = np.empty((sketches.shape[1], sample.size), np.uint64)
+        gather_words(sample, sketches, words)
+    return bool(_has_head(sample[:crowd_size], sketches, words, sample.size, radius, crowd_size))
 
 
 @njit(cache=True, nogil=True)
-def crowd_heads(
-    rows: NDArray[np.uint32], docs: NDArray[np.uint64], sketches: NDArray[np.uint64], radius: int, crowd_size: int
+def crowd_heads(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    rows: NDArray[np.uint32],
+    docs: NDArray[np.uint64],
+    bases: NDArray[np.uint64],
+    sketches: NDArray[np.uint64],
+    radius: int,
+    crowd_size: int,
 ) -> NDArray[np.uint32]:
     """The heads of a bucket, ascending: each the first of a sample to cover nine tenths of what the best one would."""
     heads = np.empty(MAX_HEADS, rows.dtype)
     num_heads = 0
     if rows.size <= UNCUT_PER_CROWD * crowd_size:
         return heads[:0]
-    sample = sample_of(rows, docs, SAMPLE_PER_CROWD * crowd_size, crowd_size)
+    sample = sample_of(rows, docs, bases, SAMPLE_PER_CROWD * crowd_size, crowd_size)
     is_near, covered = _near_candidates(sample, sketches, radius, crowd_size)
     while num_heads < MAX_HEADS and covered.max() >= crowd_size:
         head = np.argmax(10 * covered >= 9 * covered.max())
@@ -107,9 +135,9 @@ def crowd_heads(
 
 @njit(cache=True, nogil=True)
 def sample_of(
-    rows: NDArray[np.uint32], docs: NDArray[np.uint64], num_sampled: int, num_ordered: int
+    rows: NDArray[np.uint32], docs: NDArray[np.uint64], bases: NDArray[np.uint64], num_sampled: int, num_ordered: int
 ) -> NDArray[np.uint32]:
-    """The `num_sampled` rows whose `docs`, ascending, have the lowest ranks, the first `num_ordered` by rank.
+    """The `num_sampled` rows whose `docs`, of these `bases`, have the lowest ranks, the first `num_ordered` by rank.
 
     Ranks are uniform: few rows too many lie below a limit, and a rank tells almost where its row goes.
     """
@@ -118,10 +146,10 @@ def sample_of(
         limit = _MAX_RANK // np.uint64(rows.size) * np.uint64(num_sampled + num_sampled // 2)
     lowest, their_ranks = np.empty(rows.size, rows.dtype), np.empty(rows.size, np.uint64)
     num_lowest = _ZERO
-    # Docs without gaps need not be looked at, each in another place of the memory.
-    are_consecutive = docs[docs.size - 1] - docs[0] == np.uint64(docs.size - 1)
     for i in range(np.uint64(rows.size)):
-        rank = mix64(docs[0] + np.uint64(rows[i]) if are_consecutive else docs[rows[i]])
+        row = np.uint64(rows[i])
+        base = bases[row // np.uint64(DOCS_PER_BASE)]
+        rank = mix64(docs[row] if base == _NO_BASE else base + row % np.uint64(DOCS_PER_BASE))
         lowest[num_lowest], their_ranks[num_lowest] = rows[i], rank
         num_lowest += np.uint64(rank <= limit)
     if num_lowest < np.uint64(min(num_sampled, rows.size)):
@@ -178,28 +206,40 @@ def gather_words(rows: NDArray[np.uint32], sketches: NDArray[np.uint64], words: 
 
 
 @njit(cache=True, nogil=True)
-def _most_covered(sample: NDArray[np.uint32], sketches: NDArray[np.uint64], radius: int, num_candidates: int) -> int:
-    """The most docs of `sample` that one of its first covers; as `_near_candidates`, without saying which."""
-    if sketches.shape[1] != WORDS_PER_SKETCH:
-        return int(_near_candidates(sample, sketches, radius, num_candidates)[1].max())
-    words = np.empty((sketches.shape[1], sample.size), np.uint64)
-    gather_words(sample, sketches, words)
-    first, second, third, fourth = words[0], words[1], words[2], words[3]
-    limit, most = np.uint64(radius), np.uint64(0)
-    for i in range(np.uint64(num_candidates)):
-        a, b, c, d = first[i], second[i], third[i], fourth[i]
-        num_near = np.uint64(0)
+def _has_head(  # noqa: PLR0917 - numba kernels take their arrays one by one
+    candidates: NDArray[np.uint32],
+    sketches: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    num_docs: int,
+    radius: int,
+    crowd_size: int,
+) -> bool:
+    """Whether one of the candidates covers `crowd_size` of the docs whose sketches are the first of `words`."""
+    limit = np.uint64(radius)
+    for candidate in candidates:
+        own = sketches[candidate]
+        num_near = _ZERO
         # Positions are unsigned for the compiler, too.
-        for j in range(np.uint64(sample.size)):
-            distance = (
-                count_ones(a ^ first[j])
-                + count_ones(b ^ second[j])
-                + count_ones(c ^ third[j])
-                + count_ones(d ^ fourth[j])
-            )
-            num_near += np.uint64(distance <= limit)
-        most = max(most, num_near)
-    return int(most)
+        if len(words) == WORDS_PER_SKETCH:
+            first, second, third, fourth = words[0], words[1], words[2], words[3]
+            a, b, c, d = own[0], own[1], own[2], own[3]
+            for j in range(np.uint64(num_docs)):
+                distance = (
+                    count_ones(a ^ first[j])
+                    + count_ones(b ^ second[j])
+                    + count_ones(c ^ third[j])
+                    + count_ones(d ^ fourth[j])
+                )
+                num_near += np.uint64(distance <= limit)
+        else:
+            for j in range(np.uint64(num_docs)):
+                distance = _ZERO
+                for word in range(np.uint64(len(words))):
+                    distance += count_ones(own[word] ^ words[word, j])
+                num_near += np.uint64(distance <= limit)
+        if num_near >= np.uint64(crowd_size):
+            return True
+    return False
 
 
 @njit(cache=True, nogil=True)
