@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 from numpy.typing import NDArray
 
+from batch_jobs import schemas
 from batch_jobs.assignments import Assignments, Placed, read_assignments, read_figures
 from batch_jobs.contents import Contents
 from batch_jobs.nights import Known, read_columns, read_docs
 
-_COLUMNS = ("doc", "image_id", "original_doc", "size_bytes")
+_COLUMNS = ["doc", "image_id", "original_doc", "size_bytes"]
+_NO_IMAGES = schemas.arrow(schemas.CATALOGUE).empty_table().select(_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +80,10 @@ class LastNight:
     def of(cls, before: Known, whole: Known) -> LastNight:
         """What was there `before` a night of which all there is now is the `whole`."""
         gone = read_docs(whole.removed[len(before.removed) :])
-        removed = read_columns(before.catalogues, _COLUMNS, where=pa.dataset.field("doc").isin(pa.array(gone)))
+        removed = _NO_IMAGES
+        if gone.size:
+            is_gone = pyarrow.dataset.field("doc").isin(pa.array(gone))
+            removed = read_columns(before.catalogues, _COLUMNS, where=is_gone)
         assigned = read_assignments(before.assignments, num_docs=before.next_doc)
         return cls(before.next_doc, assigned, removed, read_figures(before))
 
