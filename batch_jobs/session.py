@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from batch_jobs.class_archive import java_options as archive_options
 from batch_jobs.errors import SessionError
+from batch_jobs.task_files import integer_encodings
 from lsh.numpy_dispatch import DISABLED
 
 if TYPE_CHECKING:
@@ -372,5 +373,10 @@ def write_arrow(table: pa.Table, path: Path) -> None:
     path.mkdir()
     # Ids hardly repeat: a dictionary of them takes longer to make and more bytes than they do.
     pq.write_table(
-        table, path / "part-00000.parquet", compression="zstd", row_group_size=ROWS_PER_GROUP, use_dictionary=False
+        table,
+        path / "part-00000.parquet",
+        compression="zstd",
+        row_group_size=ROWS_PER_GROUP,
+        use_dictionary=False,
+        column_encoding=integer_encodings(table.schema),
     )

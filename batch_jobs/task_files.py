@@ -28,14 +28,24 @@ def parquet_file(path: Path, schema: pa.Schema, *, compression: str = "zstd") ->
 
     Statistics are kept of integers alone: of binary values they would hold whole blocks.
     """
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    encodings = integer_encodings(schema)
     with (
         new_file(path) as aside,
         pq.ParquetWriter(
-            aside, schema, compression=compression, use_dictionary=False, write_statistics=integers or False
+            aside,
+            schema,
+            compression=compression,
+            use_dictionary=False,
+            column_encoding=encodings,
+            write_statistics=list(encodings) or False,
         ) as writer,
     ):
         yield writer
+
+
+def integer_encodings(schema: pa.Schema) -> dict[str, str]:
+    """How the integers of a table without dictionaries are written: as differences, which are read twice as fast."""
+    return {field.name: "DELTA_BINARY_PACKED" for field in schema if pa.types.is_integer(field.type)}
 
 
 @contextmanager
