@@ -510,6 +510,15 @@ def test_segments_may_be_written_by_spark_and_by_pyarrow(tmp_path: Path) -> None
     assert whole["doc"].to_pylist() == [1, 1]
 
 
+def test_a_segment_without_files_is_named(tmp_path: Path) -> None:
+    """A table that somebody has emptied is no table without rows."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"doc": [1]}), tmp_path / "a" / "part.parquet")
+    with pytest.raises(WorkspaceError, match=r"table .*b has no files"):
+        read_columns((str(tmp_path / "a"), str(tmp_path / "b")), ["doc"])
+
+
 def test_nights_go_on_with_what_the_first_one_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Terms and candidates that nobody gave stay those of the first night, whatever a later one would choose."""
     corpus = Corpus(4)
