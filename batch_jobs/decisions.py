@@ -119,6 +119,11 @@ class Decisions:
         """Names what clustering depends on: kinds and images, not who decided, when and why."""
         return digest([[one.kind, [sorted(group) for group in one.groups]] for one in self.active])
 
+    @property
+    def named(self) -> list[str]:
+        """The ids that the active decisions name, in order."""
+        return sorted({image_id for one in self.active for image_id in one.labels})
+
     def about(self, image_ids: Iterable[str]) -> tuple[Decision, ...]:
         """The active decisions that name one of some images."""
         wanted = set(image_ids)
@@ -126,7 +131,7 @@ class Decisions:
 
     def are_named(self, image_ids: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Which of these ids `(n,)` an active decision names."""
-        named = sorted({image_id for one in self.active for image_id in one.labels})
+        named = self.named
         if not named:
             return np.zeros(len(image_ids), np.bool_)
         are: NDArray[np.bool_] = pc.is_in(
@@ -139,7 +144,7 @@ class Decisions:
 
         `is_embedded` `(n,)` tells which docs have an embedding, their own or that of a byte-identical image.
         """
-        named = sorted({image_id for one in self.active for image_id in one.labels})
+        named = self.named
         if not named:
             return NO_DECISIONS
         places = pc.index_in(image_ids.cast(pa.string()), value_set=pa.array(named, pa.string())).to_numpy()
